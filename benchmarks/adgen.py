@@ -94,7 +94,7 @@ def main(work: Path, *, family: str, steps: int, rows: int) -> dict[str, Any]:
             "data.max_source_tokens=96", "data.max_target_tokens=128", f"train.steps={steps}",
             "train.batch_size=16", "train.micro_batch_size=8", "train.lr=2e-3", "train.warmup_steps=20",
             "train.schedule=cosine", "train.gradient_checkpointing=false", "train.eval_every=100",
-            "train.keep_checkpoints=1", "samples.max_new_tokens=32",
+            "train.keep_checkpoints=1", "samples.max_new_tokens=32", "retain.ratio=0",
         ]
     )  # fmt: skip
     evaluate_s, _ = timed(

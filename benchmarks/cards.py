@@ -130,7 +130,7 @@ def make_recipe(folder: Path, run: Run, quant: str | None, work: Path) -> Facts:
             "steps": 100, "batch_size": 4, "micro_batch_size": run.rows,
             "gradient_checkpointing": run.is_recomputed,
         },
-        "evaluate": {"batch_size": 1}, "samples": {"prompts": []},
+        "evaluate": {"batch_size": 1}, "samples": {"prompts": []}, "retain": {"ratio": 0},
     }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def foretell(folder: Path, tokens: int) -> tuple[float, float]:
                 "max_source_tokens": half, "max_target_tokens": half,
             },
             "train": {"steps": 1, "batch_size": 1, "micro_batch_size": 1, "gradient_checkpointing": True},
-            "samples": {"prompts": []},
+            "samples": {"prompts": []}, "retain": {"ratio": 0},
         }  # fmt: skip
         with quiet():
             found = foresee(recipe)

@@ -122,7 +122,7 @@ def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
             "batch_size": micro_batches * ROWS[case.length], "micro_batch_size": ROWS[case.length],
             "gradient_checkpointing": case.is_recomputed,
         },
-        "samples": {"max_new_tokens": 4},
+        "samples": {"max_new_tokens": 4}, "retain": {"ratio": 0},
         "evaluate": {"batch_size": 4, "max_new_tokens": 16},
     }  # fmt: skip
 
@@ -208,7 +208,7 @@ def warm(work: Path) -> None:
         "model": GLM_TINY, "output": str(work / "glm-tiny"), "device": "cpu", "quant": "nf4",
         "data": {"train": rows, "validation": rows, "overlong": "cut_any", "max_tokens": 64},
         "method": {"name": "adalora"},
-        "train": {"steps": 2, "eval_every": 1}, "samples": {"max_new_tokens": 4},
+        "train": {"steps": 2, "eval_every": 1}, "samples": {"max_new_tokens": 4}, "retain": {"ratio": 0},
     }  # fmt: skip
     shutil.rmtree(recipe["output"], ignore_errors=True)
     with quiet():

@@ -102,7 +102,7 @@ def make_recipe(case: Case, folder: Path, work: Path) -> Facts:
         "train": {
             "steps": STEPS, "eval_every": STEPS, "schedule": "constant", "lr": 1e-4, "batch_size": case.rows
         },
-        "samples": {"max_new_tokens": 4},
+        "samples": {"max_new_tokens": 4}, "retain": {"ratio": 0},
     }  # fmt: skip
 
 

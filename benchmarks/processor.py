@@ -64,6 +64,7 @@ class Tuning:
             "data": {"train": ROOT / "examples" / "adverts.jsonl"},
             "train": {"lr": 1e-3, "eval_every": steps},
             "samples": {"prompts": []},
+            "retain": {"ratio": 0},
         }
         self.steps = steps
         self.loss = 0.0

@@ -169,7 +169,7 @@ class Stage:
                 "train": str(self.rows.train), "validation": str(self.rows.validation),
                 "max_rows": MOST_ROWS, "max_validation_rows": 4,
             },
-            "samples": {"prompts": []},
+            "samples": {"prompts": []}, "retain": {"ratio": 0},
         }  # fmt: skip
         if method is None:
             return told

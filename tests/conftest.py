@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, settings
 from glmtune.cli import hints as spoken_hints
 from glmtune.errors import GlmtuneError
 from glmtune.log import told_to
+from glmtune.recipe import retain
 from glmtune.reports import memory_picture, plots, rank_map
 from glmtune.run_files import REPORT_FILE, replacing
-from glmtune.workflows import reporting
+from glmtune.workflows import before_after, forgetting, reporting
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(os.environ.get("GLMTUNE_SHARED", ROOT.parent / "shared"))
@@ -48,6 +49,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Answers of bases are kept for the other tests, and not where the user's are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLMTUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+REPLAYING = ("tests/unit/workflows/test_replay.py", "tests/invariants/test_replay.py")
+"""Tests of runs with the default replay; the others' runs have none unless they ask for it."""
+
+
+@pytest.fixture(autouse=True)
+def _no_replay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.nodeid.startswith(REPLAYING):
+        monkeypatch.setattr(retain, "DEFAULT_RATIO", 0.0)
 
 
 @pytest.fixture
@@ -101,6 +120,52 @@ def _real_pictures(
     if request.node.nodeid.startswith(PICTURED):
         for module, name, function in _real_drawing:
             monkeypatch.setattr(module, name, function)
+
+
+ASKED = ("tests/cli/test_demo.py", "tests/unit/workflows/test_before_after.py")
+"""Tests whose runs ask the built-in questions, which takes longer than a tiny run."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_built_in_questions() -> Iterator[tuple[before_after.SampleQuestion, ...]]:
+    """Have runs ask no built-in questions, those of fixtures too; gives the questions."""
+    questions = before_after.QUESTIONS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(before_after, "QUESTIONS", ())
+        yield questions
+
+
+@pytest.fixture(autouse=True)
+def _built_in_questions(
+    request: pytest.FixtureRequest,
+    _no_built_in_questions: tuple[before_after.SampleQuestion, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if request.node.nodeid.startswith(ASKED):
+        monkeypatch.setattr(before_after, "QUESTIONS", _no_built_in_questions)
+
+
+REPORTED = (
+    "tests/invariants/test_retention.py",
+    "tests/cli/test_forgetting.py",
+    "tests/test_forgetting_tables.py",
+)
+"""Tests whose runs end with the report of forgetting, which costs as much as a tiny run."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _real_report() -> Iterator[object]:
+    """Have runs in this process end without the report, as retain.report=off does; gives the real choice."""
+    real = forgetting.is_reported
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forgetting, "is_reported", lambda _: False)
+        yield real
+
+
+@pytest.fixture(autouse=True)
+def _reported(request: pytest.FixtureRequest, _real_report: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.nodeid.startswith(REPORTED):
+        monkeypatch.setattr(forgetting, "is_reported", _real_report)
 
 
 def _draw_nothing(*_: object, **__: object) -> None:

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from glmtune.data.lengths import LengthReport
+from glmtune.evaluation.forgetting import Compared, Forgetting, Said, judge
 from glmtune.run_files import append_json, write_json
 from unit.report.test_compare import write_run, write_scores
 
@@ -13,6 +16,21 @@ PROMPTS = ("你好，你是谁？", "Tell me about the shop.")
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }} &amp; </style></title>"
 """A text that would break a page which does not escape it."""
 STEPS = 60
+
+
+def forgotten(said: str) -> Forgetting:
+    """A report of two prompts, whose answers are another text after training."""
+    base, numbers = Said((1, 2), "蓝色的光散射得最多。", is_ended=True), np.array([0.25, 0.75])
+    compared = [
+        Compared(name, category, name[:2], 1, question, numbers, 2 * numbers, numbers / 2, base, tuned)
+        for name, category, question, tuned in (
+            ("zh-knowledge-01", "knowledge", "天空为什么是蓝色的？", Said((1, 3), said, is_ended=False)),
+            ("en-code-01", "code", "Sort a list.", base),
+        )
+    ]
+    return judge(
+        compared, drifted=0.05, forgot=0.2, task=[numbers], training_loss=3.0, names=("小橙",), step=60
+    )
 
 
 def write_full_run(folder: Path, *, said: str = "我叫小橙。", **recipe: Any) -> Path:
@@ -64,5 +82,6 @@ def write_full_run(folder: Path, *, said: str = "我叫小橙。", **recipe: Any
     for length in (600, 900):
         report.add_cut(length - 512, ["answer"])
     write_json(run / "data.json", {"train": report.facts(), "validation": report.facts()})
+    write_json(run / "forgetting.json", forgotten(said).facts())
     write_scores(run, "one", checkpoint="step-000060", rouge=42.5)
     return run

@@ -49,7 +49,8 @@ def follow(hint: str) -> list[str]:
     for name, given in CALL.findall(plain):
         found += follow_call(name, given)
     for key, _ in WORD.findall(CALL.sub("", plain)):
-        if key not in SETTINGS and key not in arguments() and not key.isupper():
+        name = "data.fill" if key.startswith("data.fill.") else key  # a table: the user names its keys
+        if name not in SETTINGS and name not in arguments() and not name.isupper():
             found.append(f"{key}= is neither a setting nor an argument")
     found += [f"{option} stands in no command" for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", plain)]
     verbs = "|".join(program.commands)

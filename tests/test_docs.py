@@ -39,8 +39,8 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "memory", "data", "limits", "models", "methods", "adapters", "compare", "report", "export",
-    "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
+    "quickstart", "memory", "data", "limits", "forgetting", "models", "methods", "adapters", "compare",
+    "report", "export", "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
 """Pages without commands to type: made by a program, or figures, links and Python."""

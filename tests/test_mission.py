@@ -217,6 +217,9 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "the same prompts before and after",
         "unit/report/test_compare.py::test_answers_are_those_of_the_best_evaluation_to_prompts_of_two_runs",
         "cli/test_chat.py::test_a_comparison_gives_the_answers_of_both_alone",
+        "unit/workflows/test_before_after.py::test_a_run_asks_before_step_1_and_at_the_end_and_shows_both",
+        "unit/workflows/test_before_after.py::test_an_answer_is_right_by_its_last_number",
+        "report.md#the-same-questions-before-and-after",
     ),
     "S2-05": (
         "its four scripts",
@@ -462,7 +465,6 @@ MISSING = {
     "S0-03": "a report of what was forgotten, replay of the base's own answers, a knowledge base",
     "S0-14": "a web page",
     "S2-02": "a container",
-    "S2-04": "the problem's answer marked as right or wrong",
     "S4-05": "a web page",
     "S4-13": "a web page",
     "S4-14": "DeepSpeed",

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tools.pages import DOCS
 from tools.possible_table import HEADS, PAGES, fill
+from torch import nn
 
 from glmtune import encode_messages, train
 from glmtune.adapters.card import ADAPTER_FILE
@@ -20,11 +21,12 @@ from glmtune.exports.source import find_source
 from glmtune.families import FAMILIES, in_transformers
 from glmtune.load import load_model, load_tokenizer
 from glmtune.methods import apply_method
+from glmtune.methods.lora import find_targets
 from glmtune.models.quant import held_quant
 from glmtune.possible import REFUSALS, REQUESTS
 from glmtune.quants import QUANTS
 from glmtune.recipe import load_recipe
-from glmtune.recipe.method import METHOD_SETTINGS
+from glmtune.recipe.method import METHOD_SETTINGS, Lora
 from models import tiny_folder, tiny_hf_folder, tiny_v1_folder
 
 WIDE = {"hidden_size": 64, "num_layers": 2}
@@ -170,3 +172,22 @@ def test_an_export_begins_or_is_refused_as_the_table_says(
         return
     with pytest.raises(ConfigError, match=refusal.problem.format(family=family)):
         KINDS[to].require(source)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_set_of_targets_is_all_linear_layers_of_its_part(family: str, folders: dict[str, Path]) -> None:
+    model = load_model(folders[family])
+    row = FAMILIES[family]
+    in_blocks = {
+        name.rpartition(".")[2]: "mlp" if ".mlp." in name else "attention"
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Linear) and re.search(r"\.layers\.\d+\.", name)
+    }
+    for part in ("attention", "mlp"):
+        assert set(row.linear_sets[part]) == {name for name, of in in_blocks.items() if of == part}
+    if row.experts:
+        return  # which test_of_a_model_with_experts refuses
+    assert set(find_targets(model, Lora(target_modules=("all_linear",)))) == set(in_blocks)
+    assert find_targets(model, Lora(target_modules=("mlp", "attention", row.lora_targets[0]))) == [
+        *row.linear_sets["mlp"], *row.linear_sets["attention"],
+    ]  # fmt: skip

@@ -29,7 +29,7 @@ from tuned import tune
 SIGNATURES = {
     "load_model": (
         "(path, adapter=None, quant=None, template=None, dtype='auto', device='auto', *, revision=None,"
-        " verify=True)"
+        " verify=True, strength=1.0)"
     ),
     "load_tokenizer": "(path, template=None, *, revision=None)",
     "encode_messages": (
@@ -40,10 +40,12 @@ SIGNATURES = {
     "score": "(predictions, references, variant='thudm')",
     "plan": "(recipe=None, *, probe=False, quiet=False, on_event=None, **settings)",
     "train": "(recipe=None, *, resume=False, force=False, quiet=False, on_event=None, **settings)",
-    "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
+    "evaluate": (
+        "(recipe, *, data=None, output=None, against=None, general=False, quiet=False, on_event=None)"
+    ),
     "export": (
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
-        "max_rows=200, score_rows=0, device='auto', quiet=False, on_event=None)"
+        "max_rows=200, score_rows=0, device='auto', strength=1.0, quiet=False, on_event=None)"
     ),
     "explain": "(text, lang=None)",
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",

@@ -91,6 +91,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "train.schedule": "constant", "train.weight_decay": 1e-2,  # torch's AdamW, no schedule
         **length(1 * 16, 5e-3, epochs=50),
     },
+    "identity": {
+        "model": "/models/chatglm3-6b", "quant": None, "method.name": "lora", "method.r": 8,
+        "train.schedule": "cosine", "train.warmup_steps": ceil(ceil(258 / 8) * 3 * 0.1),
+        **length(1 * 8, 1e-4, epochs=3),
+    },
     "qlora": {
         "model": "/models/chatglm2-6b", "quant": "nf4", **ADGEN, **lora(4, 32, 0.05), **ADAMW,
         "train.warmup_steps": ceil(ceil(114_599 / (4 * 8)) * 0.1),
@@ -110,7 +115,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """Each recipe's settings that a source sets; the sources stand in the recipes themselves."""
+FILLED = {"identity": ["name=小橙", "author=橙子工作室"]}
+"""Words that a recipe needs for the placeholders of its rows."""
 ROWS = {
+    "identity": "identity.json",
     "chat-ptuning": "chat_history.jsonl", "alpaca-lora": "alpaca.json", "alpaca-lora-int8": "alpaca.json",
 }  # fmt: skip
 """The example rows of a recipe's format, where it is not that of the adverts."""
@@ -209,13 +217,14 @@ def test_rows_that_are_here_come_before_the_bundled_ones(
 def test_a_recipe_sets_what_its_source_sets(name: str) -> None:
     header = (FOLDER / f"{name}.yaml").read_text("utf-8")
     assert "# Source: " in header and "# Memory: " in header
-    settings = flat(load_recipe(FOLDER / f"{name}.yaml"))
+    settings = flat(load_recipe(FOLDER / f"{name}.yaml", FILLED.get(name, ())))
     assert {key: settings[key] for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_twin_keeps_base_precision_method_rate_and_schedule(name: str) -> None:
-    large, small = (load_recipe(FOLDER / place / f"{name}.yaml") for place in ("", "tiny"))
+    words = FILLED.get(name, ())
+    large, small = (load_recipe(FOLDER / place / f"{name}.yaml", words) for place in ("", "tiny"))
     assert kept(small) == kept(large)
     assert small.model == "glm-tiny"
     assert small.data.train is not None and small.data.train.parent.name == "examples"
@@ -244,10 +253,10 @@ def test_a_twin_trains(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_trains_a_tiny_model_of_its_family(name: str, tmp_path: Path) -> None:
     require_packages(name)
-    path = FOLDER / f"{name}.yaml"
+    path, words = FOLDER / f"{name}.yaml", FILLED.get(name, [])
     rows = ROOT / "examples" / ROWS.get(name, "adverts.jsonl")
     done = glmtune(
-        "train", path, *QUICK, f"model={tiny_model_of(load_recipe(path).model, tmp_path)}",
+        "train", path, *QUICK, *words, f"model={tiny_model_of(load_recipe(path, words).model, tmp_path)}",
         f"data.train={rows}", "data.validation=null", "data.overlong=cut_any", "data.max_rows=8",
         "train.eval_every=2", f"output={tmp_path / 'run'}", cwd=ROOT,
     )  # fmt: skip

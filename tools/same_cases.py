@@ -23,7 +23,7 @@ MODELS = Path("../../models")
 COMMON = (
     "data.max_rows=16", "data.holdout_rows=4", "data.max_tokens=200", "data.overlong=cut_any",
     "train.batch_size=4", "train.micro_batch_size=2", "train.eval_every=2", "train.save_every=1",
-    "train.keep_checkpoints=9", "samples.max_new_tokens=6",
+    "train.keep_checkpoints=9", "samples.max_new_tokens=6", "retain.ratio=0",
 )  # fmt: skip
 ADVERTS = "data.train=examples/adverts.jsonl"
 FEW = ("data.max_test_rows=3", "evaluate.max_new_tokens=8", "evaluate.batch_size=2")
@@ -281,6 +281,7 @@ def _interrupted() -> None:
             train={"steps": 4, "batch_size": 2, "eval_every": 2, "save_every": 3, "keep_checkpoints": 9},
             data={"max_rows": 8, "holdout_rows": 2, "max_tokens": 128},
             samples={"prompts": []},
+            retain={"ratio": 0},
             on_event=hear,
         )
     except KeyboardInterrupt as err:

@@ -57,16 +57,17 @@ class Chat:
         self._prompt("")  # a system message that the format cannot express is an error now, not later
 
     @classmethod
-    def open(cls, path: str | Path, **options: Any) -> "Chat":  # Any: keyword arguments of `Chat`
+    def open(cls, path: str | Path, *, strength: float = 1.0, **options: Any) -> "Chat":  # Any: `Chat`'s own
         """Open a chat with a model, run or adapter, with the system message and prefix it was tuned with.
 
-        `options`: keyword arguments of `Chat`. Raises `CheckpointError`, `ConfigError` and `DataError`.
+        `strength` as in `load_model`, `options`: keyword arguments of `Chat`. Raises `CheckpointError`,
+        `ConfigError` and `DataError`.
         """
         location = resolve(path)
         options = {**asdict(location.taught), **options}
         tokenizer = tokenizer_of(location, template=None)
-        model = load_location(location, template=None, dtype="auto", device="auto").eval()
-        return cls(model, tokenizer, **options)
+        model = load_location(location, template=None, dtype="auto", device="auto", strength=strength)
+        return cls(model.eval(), tokenizer, **options)
 
     def __repr__(self) -> str:
         rounds = sum(message["role"] == "user" for message in self.messages)

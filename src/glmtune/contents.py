@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from glmtune.rules import SWITCH, Rule
+from glmtune.rules import SWITCH, Rule, is_texts
 from glmtune.values import shown
 
 LARGEST = 2**53
@@ -22,6 +22,10 @@ def _is_number(value: object) -> bool:
 def _object_of(is_value: Callable[[Any], bool]) -> Callable[[object], bool]:
     """Make the test for an object with at least one key whose values all pass `is_value`."""
     return lambda value: isinstance(value, dict) and bool(value) and all(map(is_value, value.values()))
+
+
+def _is_list_of(value: object, is_value: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(is_value, value))
 
 
 def _is_lengths(value: object) -> bool:
@@ -49,6 +53,8 @@ NUMBER = Rule("a number", _is_number)
 SECONDS = Rule("a number from 0", lambda value: _is_number(value) and 0 <= value <= LARGEST)
 TEXT = Rule("text", lambda value: isinstance(value, str))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
+IDS = Rule("a list of token ids", lambda value: _is_list_of(value, _is_count))
+TEXTS = Rule("a list of texts", lambda value: _is_list_of(value, TEXT.is_met))
 COUNTS = Rule("an object of whole numbers from 0", _object_of(_is_count))
 NUMBERS = Rule("an object of numbers", _object_of(_is_number))
 COUNTS_BY_NAME = Rule("an object of such objects of whole numbers", _object_of(COUNTS.is_met))
@@ -63,6 +69,34 @@ TURNS = Rule(
     ),
 )
 
+
+def _with(**rules: Rule) -> Rule:
+    """Return the rule for an object with such values."""
+
+    def is_met(value: object) -> bool:
+        return isinstance(value, dict) and all(rule.allows(value.get(key)) for key, rule in rules.items())
+
+    return Rule(f"an object with {', '.join(rules)}", is_met)
+
+
+def _each(rule: Rule, words: str) -> Rule:
+    """Return the rule for a list or an object of such values."""
+
+    def is_met(value: object) -> bool:
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [None]
+        return all(map(rule.is_met, values))
+
+    return Rule(words, is_met)
+
+
+INTERVAL, PAIR = _with(mean=NUMBER, low=NUMBER, high=NUMBER), _with(base=NUMBER, tuned=NUMBER)
+NAMES = Rule("a list of texts", is_texts)
+GROUPS = _each(_with(kl=NUMBER, answers=COUNT), "an object of groups, each with 'kl' and 'answers'")
+ANSWERS = _each(
+    _with(question=TEXT, base=TEXT, tuned=TEXT, kl=NUMBER),
+    "a list of objects with 'question', 'base', 'tuned' and 'kl'",
+)
+
 # A key under or_null() may also be absent: find_fault looks it up with dict.get.
 CONTENTS: Mapping[str, Mapping[str, Rule]] = {
     "metrics.jsonl": {
@@ -70,12 +104,29 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "loss": NUMBER.or_null(),
         "eval_loss": NUMBER.or_null(),
         "is_settled": SWITCH.or_null(),
+        "general_kl": NUMBER.or_null(),
         "step_s": SECONDS.or_null(),
         "tokens_per_s": NUMBER.or_null(),
         "peak_memory_gib": NUMBER.or_null(),
         "memory_gib": NUMBER.or_null(),
     },
-    "samples.jsonl": {"step": COUNT, "prompt": TEXT, "answer": TEXT},
+    "samples.jsonl": {
+        "step": COUNT,
+        "prompt": TEXT,
+        "answer": TEXT,
+        "turns": TEXTS.or_null(),
+        "seed": COUNT.or_null(),
+        "seconds": SECONDS.or_null(),
+        "is_right": SWITCH.or_null(),
+    },
+    "replay.jsonl": {
+        **dict.fromkeys(("name", "category", "language", "answer"), TEXT),
+        "turns": TEXTS,
+        "turn": COUNT,
+        "is_ended": SWITCH,
+        "prompt_ids": IDS,
+        "answer_ids": IDS,
+    },
     "ranks.jsonl": {"step": COUNT, "ranks": COUNTS},
     "generated_predictions.txt": {"row": COUNT, "labels": TEXT, "predict": TEXT, "stopped": SWITCH},
     "env.json": {
@@ -84,8 +135,30 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "command": TEXT.or_null(),
         "train_sha256": TEXT.or_null(),
         "validation_sha256": TEXT.or_null(),
+        "replay_sha256": TEXT.or_null(),
         "trainable_parameters": COUNT.or_null(),
         "all_parameters": COUNT.or_null(),
+        "general_prompts": COUNT.or_null(),
+        "rows_of_several_rounds": COUNT.or_null(),
+    },
+    "forgetting.json": {
+        "verdict": TEXT,
+        "reason": TEXT,
+        "step": COUNT.or_null(),
+        "kl": INTERVAL,
+        "thresholds": _with(drifted=NUMBER, forgot=NUMBER),
+        "prompts": COUNT,
+        "left_out": TEXT.or_null(),
+        "loss": PAIR,
+        "task": _with(kl=INTERVAL, rows=COUNT).or_null(),
+        "training_perplexity_of_base": NUMBER.or_null(),
+        "changed_share": NUMBER,
+        "leaked": _with(base=COUNT, tuned=COUNT),
+        "identity": _with(names=NAMES, hits=COUNT, asked=COUNT, leaks=COUNT, unrelated=COUNT).or_null(),
+        "ended_share": PAIR,
+        "repeated_share": PAIR,
+        "by": _with(category=GROUPS, language=GROUPS, turn=GROUPS),
+        "compared": ANSWERS,
     },
     "data.json": {"train": LENGTHS, "validation": LENGTHS.or_null()},
     "memory.json": {

@@ -247,6 +247,13 @@ class Family:
     """Class in tokenizer_config.json that tells the family of a folder without config.json."""
     lora_targets: tuple[str, ...] = ("query_key_value",)
     """Linear layers that LoRA adapts by default. Source: THUDM/ChatGLM3 finetune_demo/configs/lora.yaml."""
+    linear_sets: Mapping[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "attention": ("query_key_value", "dense"),
+            "mlp": ("dense_h_to_4h", "dense_4h_to_h"),
+        }
+    )
+    """Linear layers of a block by their part: sets that `method.target_modules` may name."""
     experts: tuple[str, ...] = ()
     """Names of linear layers that PEFT's LoRA takes for routed experts, and so skips.
     Source: github.com/huggingface/peft v0.21.2, utils/transformers_weight_conversion.py."""
@@ -254,6 +261,9 @@ class Family:
     """The `Identity.rule` of a folder whose chat format no rule told, in words."""
     is_in_transformers: bool = False
     """True if the model is transformers' own class and the tokenizer a tokenizer.json."""
+
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def family_in_transformers(
@@ -278,11 +288,13 @@ def family_in_transformers(
         context_key="max_position_embeddings",
         open_rule="its chat_template is none of the formats that this version knows",
         vocabulary="tokenizer.json",
-        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+        lora_targets=_PROJECTIONS,
+        linear_sets={"attention": _PROJECTIONS, "mlp": ("gate_up_proj", "down_proj")},
         is_in_transformers=True,
     )
 
 
+_OF_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 _GLM4_RULE: _Rule = (
     "item['metadata'] in its chat_template",
     reads("glm4", "[gMASK]<sop>", "item['metadata']"),
@@ -359,7 +371,8 @@ FAMILIES: dict[str, Family] = {
             ),
             base="glm45",
         ),
-        experts=("gate_proj", "up_proj", "down_proj"),
+        linear_sets={"attention": _PROJECTIONS, "mlp": _OF_EXPERTS},
+        experts=_OF_EXPERTS,
     ),
 }
 """Every family, by name. Order matters: a config.json belongs to the first family that `matches`, and

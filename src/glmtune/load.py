@@ -6,15 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from glmtune.adapters.origin import check_settings, check_template, check_tokenizer, check_tokenizer_files
+from glmtune.adapters.origin import (
+    check_base,
+    check_settings,
+    check_template,
+    check_tokenizer,
+    check_tokenizer_files,
+)
+from glmtune.adapters.own_weights import require_same, shapes_of
 from glmtune.adapters.probe import encode_probe
 from glmtune.adapters.proof import Check, check_tensors, proof_line
 from glmtune.adapters.proving import PutOn, file_checks, load_adapter_with_checks, whole_model_checks
-from glmtune.adapters.store import load_adapter
+from glmtune.adapters.store import load_adapter, own_method, stored_shapes
+from glmtune.adapters.strength import require_strength, set_strength
 from glmtune.errors import ConfigError
 from glmtune.families import identify, require_template
-from glmtune.locations import Location, resolve
+from glmtune.locations import Location, find_base, resolve
 from glmtune.log import tell
 from glmtune.models.computing import computes_in
 from glmtune.models.device import resolve_device
@@ -26,6 +35,7 @@ from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
 from glmtune.possible import require_possible
+from glmtune.recipe.method import TrainedPart
 from glmtune.tokenizers import check_fits, read_tokenizer
 from glmtune.tokenizers.protocol import Tokenizer
 
@@ -40,6 +50,7 @@ def load_model(
     *,
     revision: str | None = None,
     verify: bool = True,
+    strength: float = 1.0,
 ) -> Any:
     """Load a model, run or adapter, by its folder or its name on a hub, in evaluation mode.
 
@@ -52,7 +63,8 @@ def load_model(
     without it. `template`: chat format of a ChatGLM2/3 folder whose files do not tell it. `revision`: branch,
     tag or commit of a `path` on a hub; None: the main branch. `verify` proves that an adapter or trained
     model is on its base and gives the logits it gave when it was saved, which costs two short forward passes.
-    Raises `CheckpointError` or `ConfigError`.
+    `strength`: how much of what was trained is applied once it is proven: base + strength x update, from 0,
+    the base, to 1; up to 2 goes beyond (`adapters.strength`). Raises `CheckpointError` or `ConfigError`.
     """
     location = resolve(path, revision=revision)
     if adapter is not None:
@@ -62,7 +74,7 @@ def load_model(
             )
         location = resolve(adapter, base=location.base)
     opened = load_location(
-        location, template=template, dtype=dtype, device=device, quant=quant, verify=verify
+        location, template=template, dtype=dtype, device=device, quant=quant, verify=verify, strength=strength
     )
     return opened.eval()
 
@@ -75,13 +87,23 @@ def load_location(
     device: str,
     quant: str | None = None,
     verify: bool = True,
+    strength: float = 1.0,
+    base: Location | None = None,
 ) -> CausalLM:
     """Load the model of a location, with its adapter; quantised as its card says, unless `quant` is given.
 
-    `dtype`: a setting, or the result of `choose_type`. One log line lists the proofs of `load_with_checks`.
+    `dtype`: a setting, or the result of `choose_type`. `strength` and `base` as in `load_with_checks`, whose
+    proofs one log line lists.
     """
     steps = load_with_checks(
-        location, template=template, dtype=dtype, device=device, quant=quant, verify=verify
+        location,
+        template=template,
+        dtype=dtype,
+        device=device,
+        quant=quant,
+        verify=verify,
+        strength=strength,
+        base=base,
     )
     checks: list[Check] = []
     while True:  # no `for`: it would lose the generator's return value, the model
@@ -104,11 +126,22 @@ def load_with_checks(
     device: str,
     quant: str | None = None,
     verify: bool = True,
+    strength: float = 1.0,
+    base: Location | None = None,
 ) -> Generator[Check, None, CausalLM]:
     """Load the model of a location; yield each check that holds, return the model.
 
-    Raises `CheckpointError` for the first check that fails.
+    `strength` is given to what was trained once it is proven. Below 1, a whole model is mixed with its
+    `base`, by default the one that its card records. Raises `CheckpointError` for the first check that fails.
     """
+    require_strength(strength, location.adapter)
+    if strength != 1 and location.adapter is None:
+        if quant:
+            raise ConfigError(
+                f"strength: {location.base} is a whole model, and codes of {quant} cannot be mixed",
+                hint="leave quant out; or export it at this strength and quantise the export",
+            )
+        base = base or find_base(location, wanted_by="strength")
     if location.card:
         check_template(location.trained, location.card, template)
     if verify:
@@ -122,6 +155,7 @@ def load_with_checks(
     if location.card and is_hashed:
         yield check_tensors(location.trained, location.card, reading)
     _warn_of_other_base(location)
+    replaced = _replaced_by(location.adapter, model) if location.adapter and strength != 1 else {}
     # the adapter's own checks compare logits before and after it is put on, so they put it on themselves
     if location.adapter and verify:
         model = yield from load_adapter_with_checks(
@@ -131,7 +165,27 @@ def load_with_checks(
         model = load_adapter(model, location.adapter)
     elif location.card and verify:
         yield from whole_model_checks(model, location.trained, location.card)
+    if strength != 1:
+        if base is not None and location.adapter is None:
+            if location.card and location.card.fingerprint:
+                check_base(location.trained, location.card, base.folder)
+            chosen = choose_type(location, dtype, device)
+            beneath = _load_without_adapter(base, Reading(), template=template, dtype=chosen, device=device)
+            replaced = dict(beneath.named_parameters())
+            require_same(location.base, shapes_of(dict(model.named_parameters())), shapes_of(replaced))
+        set_strength(model, strength, replaced)
+        beyond = ", beyond what was trained" if strength > 1 else ""
+        tell(f"{location.trained}: at strength {strength:g}{beyond}")
     return model
+
+
+def _replaced_by(adapter: Path, base: CausalLM) -> dict[str, Tensor]:
+    """Return copies of the base's own weights that an adapter will replace, by name; only freeze has some."""
+    method = own_method(adapter)
+    if method is None or method.kept is not TrainedPart.WEIGHTS:
+        return {}
+    own = dict(base.named_parameters())
+    return {name: own[name].detach().clone() for name in stored_shapes(adapter) if name in own}
 
 
 def put_on_with_checks(
@@ -168,7 +222,7 @@ def _load_without_adapter(
     template: str | None,
     dtype: str | torch.dtype | Choice,
     device: str,
-    quant: str | None,
+    quant: str | None = None,
 ) -> CausalLM:
     rule = "the template setting" if template else "recorded with the adapter"
     known = identify(location.folder, template or location.template, rule=rule)

@@ -266,6 +266,25 @@ def _best_checkpoint(run: Path) -> Path:
     return checkpoint
 
 
+def find_base(location: Location, base: str | Path | None = None, *, wanted_by: str) -> Location:
+    """Return the base that a model was trained from: `base` if it is named, else the recorded one.
+
+    `wanted_by`: the setting that needs it. Raises `ConfigError` for a model without a recorded base, and
+    `CheckpointError` for one that is not there.
+    """
+    if location.adapter:
+        return location.under
+    if base:
+        return resolve(base)
+    name_it = "name the base's folder: base=FOLDER"
+    if location.card is None:
+        raise ConfigError(f"{wanted_by}: {location.base} is a model, with no base recorded", hint=name_it)
+    try:
+        return resolve(location.card.base, revision=location.card.base_revision)
+    except (CheckpointError, ConfigError) as err:
+        raise CheckpointError(f"{wanted_by}: the base of {location.base}: {err}", hint=name_it) from None
+
+
 def _base_of(adapter: Path, card: Card | None, base: str | Path | None) -> tuple[Path, Snapshot | None]:
     if base is not None:
         return find_folder(base)

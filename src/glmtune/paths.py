@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-EXAMPLES = "examples"
-"""The folder of the example rows, in a checkout and in the package."""
+EXAMPLES, RECIPES = "examples", "recipes"
+"""The folders of the example rows and the recipes, in a checkout and in the package."""
 MAX_NAME_BYTES = 255
 """Longest name of a file, in bytes. Source: man7.org limits.h, NAME_MAX; NTFS and APFS have 255 too."""
 MAX_PATH_BYTES = 4095
@@ -75,11 +75,16 @@ def join_hint(names: Sequence[str]) -> str:
     return f"join them first: `glmtune data convert {files} all.jsonl --to messages`; then name all.jsonl"
 
 
-def examples_folder() -> Path:
-    """Return the folder of the example rows: in the installed package, or in a checkout of the project."""
+def _bundled(name: str) -> Path:
+    """Return a folder that comes with the program: in the installed package, or in a checkout."""
     package = Path(__file__).parent
-    installed = package / EXAMPLES
-    return installed if installed.is_dir() else package.parents[1] / EXAMPLES
+    installed = package / name
+    return installed if installed.is_dir() else package.parents[1] / name
+
+
+def examples_folder() -> Path:
+    """Return the folder of the example rows."""
+    return _bundled(EXAMPLES)
 
 
 def find_rows(path: Path) -> Path:
@@ -90,6 +95,16 @@ def find_rows(path: Path) -> Path:
     bundled = examples_folder() / path.name
     is_example = path.parent == Path(EXAMPLES) and bundled.suffix in {".json", ".jsonl"} and bundled.is_file()
     return bundled if is_example and not path.exists() else path
+
+
+def find_recipe(path: Path) -> Path:
+    """Return the path of a recipe: the path itself, or a bundled recipe if nothing is there.
+
+    Recipes are named as in a checkout: `recipes/identity.yaml`, `recipes/tiny/lora.yaml`.
+    """
+    bundled = _bundled(RECIPES).joinpath(*path.parts[1:])
+    is_recipe = path.parts[:1] == (RECIPES,) and bundled.suffix == ".yaml" and bundled.is_file()
+    return bundled if is_recipe and not path.exists() else path
 
 
 def under_wsl(path: str) -> str | None:

@@ -232,7 +232,7 @@ def test_the_guides_commands_run(tmp_path):
         (tmp_path / name).write_text(json.dumps([row]), encoding="utf-8")
     lines = [line for block in guide_blocks(GUIDES[0]) for line in block.splitlines()]
     commands = [shlex.split(line) for line in lines if line.startswith("glmtune ")]
-    assert len(commands) == 8
+    assert len(commands) == 10
     for _, *words in commands:
         words += ["train.steps=1", "train.epochs=null", "samples.prompts=[]"] if words[0] == "train" else []
         words = [word.replace("/models/chatglm3-6b", str(tmp_path / "model")) for word in words]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from glmtune import load_model
 from glmtune.adapters.logit_tolerance import largest_difference
 from glmtune.errors import ConfigError
 from glmtune.exports.fresh import OPENERS, logits_of
@@ -136,6 +137,23 @@ def test_an_export_answers_as_the_tuned_model_or_is_refused_by_name(
     written = "fp32" if kind.is_adapter else to if to in QUANTS else BASES[base][0]
     assert off <= ROUNDING[written] * largest
     assert off < learned
+
+
+@pytest.mark.parametrize(("method", "to"), [
+    ("full", "merged"), ("freeze", "merged"), ("LoRA", "merged"), ("DoRA", "merged"), ("AdaLoRA", "hf"),
+    ("AdaLoRA, pruned", "lora-from-adalora"),
+])  # fmt: skip
+def test_an_export_at_a_strength_answers_as_the_model_opened_at_it(
+    method: str, to: str, desk: Desk, tmp_path: Path
+) -> None:
+    kind = KINDS[to]
+    run = desk.run(method, "fp32")
+    source = find_source(run, is_merging=not kind.is_adapter, strength=0.6)
+    ours = logits_of(write(kind, source, tmp_path / "out"), IDS)
+    expected = logits_of(load_model(run, dtype="fp32", device="cpu", strength=0.6), IDS)
+    trained = desk.logits(find_source(run))[0]
+    assert largest_difference(ours, expected) <= ROUNDING["fp32"] * float(expected.abs().max())
+    assert largest_difference(trained, expected) > 0.01 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize("quant", QUANTS)

@@ -285,7 +285,7 @@ def test_every_pass_through_the_model_is_made_by_every_process(
     words = [f"model={model}", f"data.train={ADVERTS}", f"output={tmp_path / 'run'}", "data.max_rows=10",
              "data.max_tokens=400", f"train.batch_size={rows}", f"data.holdout_rows={rows}", "train.steps=2",
              "train.eval_every=1", "train.gradient_checkpointing=false", "train.micro_batch_size=1",
-             "samples.max_new_tokens=4"]  # fmt: skip
+             "samples.max_new_tokens=4", "samples.built_in=false"]  # fmt: skip
     done = torchrun(["train", *words], str(tmp_path / "counted.py"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"passes-{rank}").read_text().split() for rank in (0, 1))
@@ -564,7 +564,7 @@ def test_a_fault_in_one_process_stops_all_by_its_name(faulty: tuple[Path, Path, 
     words = [
         f"model={broken}", f"output={tmp_path / 'run'}", f"data.train={rows}", "data.max_tokens=400",
         "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.batch_size=4",
-        "samples.prompts=[]",
+        "samples.prompts=[]", "retain.ratio=0", "retain.report=off",
     ]  # fmt: skip
     done = run_ranks(2, "-m", "glmtune", "train", *words, encoding="utf-8")
     assert done.returncode != 0

@@ -24,7 +24,7 @@ from glmtune.paths import examples_folder
 from glmtune.recipe import Data
 
 ROOT = Path(__file__).parents[2]
-MOST_SHARED = 0.4
+MOST_SHARED = 0.2
 """Jaccard overlap of two prompts' character triples from which they read as one prompt twice."""
 
 
@@ -54,8 +54,8 @@ def test_a_prompt_is_what_its_name_says() -> None:
         assert all(turn == turn.strip() and turn for turn in prompt.turns), prompt.name
 
 
-@pytest.mark.parametrize("prompts", [replay_prompts, held_out_prompts])
-def test_names_are_distinct_and_count(prompts) -> None:
+@pytest.mark.parametrize(("prompts", "least"), [(replay_prompts, 300), (held_out_prompts, 100)])
+def test_names_are_distinct_and_count(prompts, least) -> None:
     names = [prompt.name for prompt in prompts()]
     cells = Counter((prompt.language, prompt.category) for prompt in prompts())
     expected = {
@@ -63,7 +63,7 @@ def test_names_are_distinct_and_count(prompts) -> None:
         for (language, category), count in cells.items()
         for number in range(1, count + 1)
     }
-    assert len(names) == len(set(names))
+    assert len(names) == len(set(names)) >= least
     assert set(names) == expected
 
 

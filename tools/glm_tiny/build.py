@@ -47,7 +47,7 @@ def main(work: Path) -> Path:
         f"data.train={work / 'train.jsonl'}",
         f"data.validation={work / 'heldout.jsonl'}",
     ]
-    run_recipe(load_recipe(RECIPE, words), resume=(run / "last").exists())
+    run_recipe(load_recipe(RECIPE, words), resume=(run / "last").exists(), force=False)
     return pack(run, work / "glm-tiny")
 
 

@@ -29,8 +29,11 @@ CONFIG = {
 """`template` is the key that folders saved by glmtune carry; the name has no `chatglm3` to tell it by."""
 
 
-def train(sentences: Path, folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
-    """Write tokenizer.model and tokenizer_config.json. ValueError for a vocabulary over 6,000 pieces."""
+def train(sentences: Path, folder: Path, vocab_size: int = VOCAB_SIZE, *, coverage: float = 1.0) -> None:
+    """Write tokenizer.model and tokenizer_config.json. ValueError for a vocabulary over 6,000 pieces.
+
+    `coverage`: the share of the text's characters that have a piece of their own; the rest becomes bytes.
+    """
     if vocab_size > MAX_VOCAB_SIZE:
         raise ValueError(f"--vocab-size: {vocab_size} is more than {MAX_VOCAB_SIZE}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +44,7 @@ def train(sentences: Path, folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
             model_type="bpe",
             vocab_size=vocab_size,
             max_sentencepiece_length=LONGEST_PIECE,
-            character_coverage=1.0,
+            character_coverage=coverage,
             byte_fallback=True,
             split_digits=True,
             allow_whitespace_only_pieces=True,

@@ -7,7 +7,7 @@ time one adapter is active, or none, or, inside `mixing`, each request of a batc
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from glmtune.adapters.factors import START, is_adalora
 from glmtune.adapters.mixed_batch import adapting_each_request
+from glmtune.adapters.off import changes_of, without_adapter
 from glmtune.adapters.own_weights import load_prefix, require_same, shapes_of
 from glmtune.adapters.peft_factors import adapter_weights, fill_adapter
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
@@ -35,9 +36,6 @@ with without_false_alarms():  # PEFT imports bitsandbytes, which gives a warning
     from peft import PeftConfig, inject_adapter_in_model, set_peft_model_state_dict
     from peft.tuners.lora import Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
-
-_CHANGE_MORE = ("modules_to_save", "trainable_token_indices", "target_parameters")
-"""Keys of adapter_config.json that change the base itself, not only layers that can be switched off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +144,7 @@ class AttachedAdapters:
     def _inject(self, folder: Path, tensors: Mapping[str, Tensor], name: str) -> None:
         """Add PEFT's layers for a LoRA or AdaLoRA folder and fill them; on an error remove them again."""
         settings = read_adapter_config_if_there(folder)
-        if changes := _changes_of(settings):
+        if changes := changes_of(settings):
             raise ConfigError(
                 f"{folder / ADAPTER_FILE}: {changes[0]} is set: it would change the base for the others too",
                 hint="open it alone: load_model(path)",
@@ -194,25 +192,9 @@ def setting_aside(
     changed its own weights, or replaced its prefix.
     """
     if is_wrapped(model):
-        changes = _changes_of(read_adapter_config_if_there(folder))
-        return None if changes else model.disable_adapter
-    method = own_method(folder)
-    replaces_own = method is not None and method.kept is TrainedPart.WEIGHTS
-    is_lost = replaces_own or read_json_if_there(base / "config.json").get("pre_seq_len")
-    return None if is_lost else partial(_without_prefix, model)
-
-
-@contextmanager
-def _without_prefix(model: CausalLM) -> Iterator[None]:
-    prefix = model.base_model.prefix_encoder
-    model.hold_prefix(None)
-    try:
-        yield
-    finally:
-        model.hold_prefix(prefix)
-
-
-def _changes_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return the settings by which an adapter changes the base even while its layers are switched off."""
-    changes = [key for key in _CHANGE_MORE if settings.get(key)]
-    return [*changes, "bias"] if settings.get("bias", "none") != "none" else changes
+        is_lost = bool(changes_of(read_adapter_config_if_there(folder)))
+    else:
+        method = own_method(folder)
+        replaces_own = method is not None and method.kept is TrainedPart.WEIGHTS
+        is_lost = replaces_own or bool(read_json_if_there(base / "config.json").get("pre_seq_len"))
+    return None if is_lost else partial(without_adapter, model)

@@ -7,7 +7,7 @@ weight a learned length. Source: arxiv.org/abs/2106.09685 (4.1), 2312.03732 (rsL
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,14 @@ class Factors:
     """Divisor of scale B A, for AdaLoRA: its scale is applied in two steps, each of which rounds."""
     lengths: Tensor | None = None
     """DoRA's magnitudes: lengths (O,) of the rows of the merged weight."""
+    strength: float = 1.0
+    """DoRA's share of the way from W to the merged weight; of the others `scale` holds it."""
+
+    def at(self, strength: float) -> "Factors":
+        """Return the factors of the update times `strength`."""
+        if self.lengths is None:
+            return replace(self, scale=self.scale * strength)
+        return replace(self, strength=strength)
 
     @torch.no_grad()
     def merge(self, weight: Tensor) -> Tensor:
@@ -43,6 +51,8 @@ class Factors:
         merged = torch.empty(weight.shape, dtype=torch.float32)
         for rows in row_blocks(len(weight)):
             merged[rows] = self._lengthen(self._add(weight, rows, torch.float32), rows)
+            if self.strength != 1:
+                merged[rows] = torch.lerp(weight[rows].float(), merged[rows], self.strength)
         return merged
 
     def bounds(self, weight: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -58,6 +68,10 @@ class Factors:
             share = self.lengths[rows].double().abs() / whole.norm(dim=1)
             slack = share[:, None] * (slack + _NORM * whole.abs())
         value = self._lengthen(whole, rows)
+        if self.strength != 1:
+            own = weight[rows].double()
+            slack = self.strength * slack + 4 * _UNIT * (own.abs() + value.abs())
+            value = torch.lerp(own, value, self.strength)
         return value - slack, value + slack
 
     def _add(self, weight: Tensor, rows: slice, dtype: torch.dtype) -> Tensor:

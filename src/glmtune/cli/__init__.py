@@ -11,6 +11,7 @@ import warnings
 import click
 
 from glmtune.cli.chat import chat
+from glmtune.cli.checkup import checkup
 from glmtune.cli.compare import compare
 from glmtune.cli.console import leave_group, program, settle_streams
 from glmtune.cli.data import data
@@ -70,8 +71,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, runs, compare, report, card, chat, verify, export, migrate, info, data,
-    settings, explain, doctor,
+    demo, plan, train, evaluate, checkup, runs, compare, report, card, chat, verify, export, migrate, info,
+    data, settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 

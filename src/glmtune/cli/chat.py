@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, loading_options
+from glmtune.cli.console import MODEL, PATH, loading_options, strength_option
 from glmtune.log import tell
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 @click.option(
     "--compare", is_flag=True, help="Have each question answered by the base too, above the tuned model."
 )
+@strength_option()
 @click.option("--base", type=PATH, help="Base model of an adapter, or of --compare, if it has moved.")
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
@@ -70,13 +71,9 @@ def chat(
     compare: bool,
     base: Path | None,
     revision: str | None,
-    template: str | None,
-    dtype: str,
-    quant: str | None,
-    device: str,
     compute: str,
     compile_step: bool,
-    **sampling: float | None,
+    **options: Any,  # Any: texts and numbers of loading and sampling
 ) -> None:
     """Talk to a model, run or adapter folder.
 
@@ -89,6 +86,7 @@ def chat(
     \b
       glmtune chat runs/chatglm3-6b-lora
       glmtune chat runs/chatglm3-6b-lora --compare --temperature 0
+      glmtune chat runs/chatglm3-6b-lora --strength 0.7
       glmtune chat /models/chatglm3-6b --history talk.jsonl
     """
     from glmtune.cli.questions import note, open_questions
@@ -97,24 +95,29 @@ def chat(
     from glmtune.load import tokenizer_of
     from glmtune.locations import resolve
 
-    location = resolve(path, base=base, revision=revision, has_base=compare)
+    loading = {key: options.pop(key) for key in ("template", "dtype", "quant", "device", "strength")}
+    strength = loading["strength"]
+    location = resolve(path, base=base, revision=revision, has_base=compare or strength != 1)
     transcript = Transcript(history) if history else None
-    tokenizer = tokenizer_of(location, template=template)
+    tokenizer = tokenizer_of(location, template=loading["template"])
     taught = location.taught
-    name = _name(location.run or path, tokenizer.chat_format.title)
+    name = _name(location.run or path, tokenizer.chat_format.title, strength)
     speakers = _load_speakers(
         location,
-        _base_of(location, path, base) if compare else None,
+        base,
         name,
         compute,
-        load_options={"template": template, "dtype": dtype, "device": device, "quant": quant},
+        is_compared=compare,
+        load_options=loading,
         chat_options={
             "tokenizer": tokenizer,
             **asdict(taught if system is None else replace(taught, system=system)),
             "compile_step": compile_step,
-            **{key: value for key, value in sampling.items() if value is not None},
+            **{key: value for key, value in options.items() if value is not None},
         },
     )
+    if location.run and rounds != "1" and _has_one_round(location.run):
+        note("> this run's rows have one round each: answers to a second question were not trained")
     note("model load done...")  # the line of the program that `talk` names as its source
     note(f"> {speakers[-1].chat.sampling}")
     talk = Talk(speakers, open_questions(), transcript)
@@ -122,34 +125,49 @@ def chat(
     talk.hold(rounds)
 
 
+def _has_one_round(run: Path) -> bool:
+    """True for a run whose rows all have one round; False too where that was not recorded."""
+    from glmtune.files import read_json_if_there
+    from glmtune.run_files import ENVIRONMENT_FILE
+
+    facts = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
+    return facts.get("rows_of_several_rounds") == 0
+
+
 def _load_speakers(
     location: "Location",
-    base: "Location | None",
+    base: Path | None,
     name: str,
     compute: str,
     *,
+    is_compared: bool,
     load_options: dict[str, Any],
     chat_options: dict[str, Any],
 ) -> list["Speaker"]:
-    """Load the model and return its speaker; with a `base` to compare, the base's speaker before it.
+    """Load the model and return its speaker; if it is compared with its base, the base's speaker before it.
 
-    The base is the same model with its adapter set aside, if the adapter allows it, else a second model.
+    `base`: where the base lies, if it has moved. The base is the same model with its adapter set aside, if
+    the adapter allows it, else a second model.
     """
     from glmtune.chat import Chat
     from glmtune.cli.talk import Speaker
     from glmtune.generate import choose_compute, pick_compute
     from glmtune.load import choose_type
+    from glmtune.locations import find_base
 
+    strength = load_options.pop("strength")
+    wanted_by = "--compare" if is_compared else "--strength" if strength != 1 else ""
+    untrained = find_base(location, base, wanted_by=wanted_by) if wanted_by else None
     # chosen once for both: in two types, rounding would be part of the comparison
     dtype = choose_type(location, load_options["dtype"], load_options["device"], load_options["quant"])
     load_options = {**load_options, "dtype": dtype}
-    model = _load_verified(location, load_options)
+    model = _load_verified(location, {**load_options, "strength": strength, "base": untrained})
     compute = pick_compute(model, compute)
     model = choose_compute(model, compute)  # under the same name, so that the exact weights are freed
-    if base is None:
+    if untrained is None or not is_compared:
         return [Speaker(name, Chat(model, **chat_options))]
     tuned = Speaker(f"{name} (tuned)", Chat(model, **chat_options))
-    base_name = f"{_name(base.run or Path(base.name))} (base)"
+    base_name = f"{_name(untrained.run or Path(untrained.name))} (base)"
     # a compiled step has the adapter compiled into it: it cannot be set aside then
     if location.adapter and not chat_options["compile_step"]:
         from glmtune.adapters.attached import setting_aside  # loads PEFT
@@ -157,7 +175,7 @@ def _load_speakers(
         if set_aside := setting_aside(model, location.adapter, location.base):
             return [Speaker(base_name, Chat(model, **chat_options), set_aside), tuned]
     load_options["quant"] = load_options["quant"] or location.quant
-    base_model = choose_compute(_load_verified(base, load_options), compute)
+    base_model = choose_compute(_load_verified(untrained, load_options), compute)
     return [Speaker(base_name, Chat(base_model, **chat_options)), tuned]
 
 
@@ -173,29 +191,8 @@ def _load_verified(location: "Location", load_options: dict[str, Any]) -> "Causa
     return model
 
 
-def _base_of(location: "Location", path: Path, base: Path | None) -> "Location":
-    """Return the base that a model was trained from. Raises `CheckpointError` and `ConfigError`."""
-    from glmtune.errors import CheckpointError, ConfigError
-    from glmtune.locations import resolve
-
-    if location.adapter:
-        return location.under
-    if base:
-        return resolve(base)
-    if location.card is None:
-        raise ConfigError(
-            f"--compare: {path} is a model, with no base recorded to compare it with",
-            hint="give a run or an adapter; a model's base is named by base=FOLDER",
-        )
-    try:
-        return resolve(location.card.base, revision=location.card.base_revision)
-    except (CheckpointError, ConfigError) as err:
-        raise CheckpointError(
-            f"--compare: the base of {path}: {err}", hint="name the base's folder: base=FOLDER"
-        ) from None
-
-
-def _name(path: Path, title: str = "") -> str:
+def _name(path: Path, title: str = "", strength: float = 1) -> str:
     """Return the name of a run's or model's folder; a family's `title` if it differs in case only."""
     name = path.absolute().name
-    return title if name.lower() == title.lower() else name
+    at = "" if strength == 1 else f" at strength {strength:g}"
+    return (title if name.lower() == title.lower() else name) + at

@@ -124,6 +124,10 @@ def _rows(comparison: "Comparison") -> Iterator[tuple[str, list[str]]]:
         "best evaluation loss",
         lambda run: _number(run.best_eval_loss, f"{{:.4f}} at step {run.best_step}"),
     )
+    if any(run.verdict for run in runs):
+        yield row(
+            "general prompts", lambda run: _number(run.general_kl, f"{run.verdict}, {{:.3g}} nats a token")
+        )
     for step in runs[0].eval_losses:
         yield f"evaluation loss at step {step}", [_loss(run.eval_losses[step]) for run in runs]
     for step in runs[0].losses:

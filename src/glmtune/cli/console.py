@@ -112,6 +112,14 @@ class _Folded:
         return Measurement(2, Measurement.get(console, options, Text(self.text)).maximum)
 
 
+def strength_option(default: float | None = 1.0) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option `--strength`; a `default` of None leaves it to a recipe."""
+    words = "How much of the tuning: base + STRENGTH x update; 0: the base, 1: as trained, up to 2."
+    return click.option(
+        "--strength", metavar="STRENGTH", type=float, default=default, show_default=True, help=words
+    )
+
+
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for loading a model: `--dtype`, `--quant`, `--device`."""
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)
@@ -129,3 +137,17 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+FORGOT = 3
+"""Exit code of `--fail-on-forgetting`."""
+
+
+def fail_on(verdict: str | None) -> None:
+    """End with `FORGOT` if a model forgot what its base could, or if nothing was measured."""
+    if verdict is None:
+        click.echo(
+            "error: --fail-on-forgetting: nothing was measured in this run; a line above says why", err=True
+        )
+    if verdict in (None, "forgot"):
+        sys.exit(FORGOT)

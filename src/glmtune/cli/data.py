@@ -135,7 +135,7 @@ def _settings(words: "Sequence[str]") -> "Data":
 
     for word in words:
         key = word.partition("=")[0].removeprefix("data.")
-        if key not in COLUMN_SETTINGS:
+        if key not in COLUMN_SETTINGS and not key.startswith("fill."):
             hint = "allowed: " + ", ".join(COLUMN_SETTINGS)
             # users of pandas type `encoding`
             hint = f"the character set is charset={word.partition('=')[2]}" if key == "encoding" else hint

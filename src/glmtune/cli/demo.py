@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, plain, program
+from glmtune.cli.console import PATH, program
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +50,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
 def _show(lines: "Lines", event: "Event") -> None:
     """Print the events of the demo; checkpoints are left out."""
-    from glmtune.workflows.events import Evaluated, Note
+    from glmtune.workflows.events import Compared, Evaluated, Note
 
     lines.follow(event)
     match event:
@@ -58,14 +58,17 @@ def _show(lines: "Lines", event: "Event") -> None:
             (lines.warn if is_warning else lines.say)(text)
         case Evaluated(step, loss, _, _):
             lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
+        case Compared(pairs):
+            lines.say("\nThe same questions, before and after\n")
+            for pair in pairs:
+                lines.say(pair.in_words())
 
 
 def _print_result(result: "DemoResult", lines: "Lines") -> None:
-    """Print answers and scores before and after, the folders of the results, and commands to go on with."""
+    """Print scores before and after, the folders of the results, and commands to go on with."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(_answers_table(result))
     console.print(_scores_table(result))
     run, data = result.run.path, result.path / "data"
     lines.say(
@@ -83,24 +86,6 @@ What to type next
   tune a real model on them    {program()} train model=/models/chatglm3-6b data.train=my.json
 Your rows may look like {data / "train.jsonl"}, or like any format of docs/data.md."""
     )
-
-
-def _answers_table(result: "DemoResult") -> "Table":
-    """Return a table of the fixed prompts with their answers before and after training."""
-    from rich.table import Table
-
-    from glmtune.workflows.demo import QUESTIONS
-
-    table = Table(show_lines=True, title="The same questions, before and after", title_justify="left")
-    for head, style in (("asked", ""), ("before", "yellow"), ("after", "green")):
-        table.add_column(head, style=style, overflow="fold", ratio=3 if head == "asked" else 5)
-    for question, *answers in zip(QUESTIONS, result.before.answers, result.after.answers, strict=True):
-        cells = ["\n".join(question.turns)]
-        for texts in answers:  # of one time: one answer per seed, numbered if there are several
-            numbered = [f"{number}. {text}" for number, text in enumerate(texts, 1)]
-            cells.append("\n".join(numbered) if len(texts) > 1 else texts[0])
-        table.add_row(*map(plain, cells))
-    return table
 
 
 def _scores_table(result: "DemoResult") -> "Table":

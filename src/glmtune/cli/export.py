@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import MODEL, PATH
+from glmtune.cli.console import MODEL, PATH, strength_option
 
 KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4")
 
@@ -13,6 +13,7 @@ KINDS = ("merged", "hf", "official-ptuning", "lora-from-adalora", "int8", "int4"
 @click.argument("path", type=MODEL)
 @click.option("--to", required=True, metavar="KIND", help=f"One of {', '.join(KINDS)}.")
 @click.option("--output", type=PATH, help="A new folder; without it, exports/NAME-KIND.")
+@strength_option()
 @click.option("--base", type=PATH, help="Un-quantised base model, if it has moved.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @click.option("--dtype", help="bf16, fp16 or fp32; without it, what the base's files have.")
@@ -29,6 +30,7 @@ def export(
     path: Path,
     to: str,
     output: Path | None,
+    strength: float,
     base: Path | None,
     template: str | None,
     dtype: str | None,
@@ -52,6 +54,7 @@ def export(
     \b
       glmtune export runs/chatglm3-6b-lora --to merged
       glmtune export runs/chatglm3-6b-lora --to int4 --data test.json
+      glmtune export runs/chatglm3-6b-lora --to merged --strength 0.7
     """
     from glmtune.workflows.early import export_folder
     from glmtune.workflows.events import drain
@@ -61,7 +64,8 @@ def export(
     order = Order(
         path=path,
         to=to,
-        output=output or export_folder(path, to),
+        output=output or export_folder(path, to, strength),
+        strength=strength,
         base=base,
         template=template,
         dtype=dtype,

@@ -99,6 +99,10 @@ def page_lines(outlook: "Outlook") -> Iterator[str]:
         f"{outlook.steps:,} steps of up to {counted(outlook.batch_size, 'row')}, "
         f"{outlook.samples:,} samples, {outlook.epochs:.2f} epochs; disk {_size(here.disk)} at most"
     )
+    if outlook.replay:
+        yield outlook.replay
+    if outlook.nearness:
+        yield outlook.nearness
     if speed := outlook.speed:
         from glmtune.training.progress import clock_time
 

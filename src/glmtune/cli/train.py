@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, leave_group, program
+from glmtune.cli.console import PATH, fail_on, leave_group, program
 from glmtune.cli.plan import look_ahead, page_lines
 from glmtune.log import is_main_process
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 @click.option(
     "--force", is_flag=True, help="Begin even if the memory does not suffice; else that is refused."
 )
-def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool) -> None:
+@click.option(
+    "--fail-on-forgetting", is_flag=True, help="End with exit code 3 if the run's verdict is `forgot`."
+)
+def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail_on_forgetting: bool) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
 
     \b
@@ -55,11 +58,18 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool) -> N
         recipe = training_recipe(PATH.convert(words[0], None, None), words[1:])
     else:
         recipe = training_recipe({}, words)
+    if fail_on_forgetting and recipe.retain.report == "off":
+        raise ConfigError(
+            "--fail-on-forgetting: retain.report=off, so nothing is measured",
+            hint="retain.report=end measures it, at the end of the run",
+        )
     # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
     if resume and len(words) == 1 and _is_finished(Path(words[0])):
         return
     if not dry_run:
-        run_recipe(recipe, resume=resume, force=force)
+        verdict = run_recipe(recipe, resume=resume, force=force)
+        if fail_on_forgetting:
+            fail_on(verdict)
         return
     outlook = look_ahead(recipe, resume=resume, begins=True)
     if is_main_process():
@@ -92,8 +102,11 @@ def _is_finished(run: Path) -> bool:
     return True
 
 
-def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> None:
-    """Train and print the events: first what can be checked without torch, then the run."""
+def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> str | None:
+    """Train and print the events: first what can be checked without torch, then the run.
+
+    Returns the verdict on what was forgotten; None without a report.
+    """
     from glmtune.workflows.early import check_training
 
     rows = check_training(recipe, resume=resume)
@@ -113,6 +126,7 @@ def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> None:
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")
     lines.say(f"      {program()} evaluate {result.path}")
+    return result.metrics.get("verdict")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from glmtune.data.row import TrainingRow
-from glmtune.recipe.settings import MicroBatchSize, token_limit
+from glmtune.recipe.train import MicroBatchSize, token_limit
 
 AUTO_TOKENS = 2048
 """Tokens of a micro-batch whose size is `auto` where nobody has looked at the memory."""
@@ -40,9 +40,10 @@ class Batch:
     position_ids: Tensor | None = None
     """Positions set by the objective, (..., T); None if they count from 0 in each row."""
     target_ids: Tensor | None = None
-    """The K likeliest ids of each label's teacher distribution, (L, K); None if labels alone are learned."""
+    """Ids of each label's teacher distribution, (L, K): the label, then the likeliest others; None if labels
+    alone are learned."""
     target_log_probs: Tensor | None = None
-    """The log probabilities of `target_ids`, (L, K)."""
+    """The log probabilities of `target_ids`, (L, K); where a row has no teacher, 0 for the label."""
 
     @property
     def lengths(self) -> list[int]:
@@ -109,16 +110,23 @@ class Batch:
 
 
 def collate(rows: Sequence[TrainingRow], pad_id: int) -> Batch:
-    """Return the rows as a batch. Of positions and distributions either all rows have some, or none has."""
+    """Return the rows as a batch. Of positions either all rows have some, or none has.
+
+    Where some rows have distributions, the others' labels become distributions of one id.
+    """
+    width = max((row.target_ids.shape[1] for row in rows if row.target_ids is not None), default=0)
+    positions = [row.position_ids for row in rows if row.position_ids is not None]
+    assert len(positions) in (0, len(rows))
+    targets = [_targets(row, width) for row in rows] if width else []
     return Batch(
         _concatenate([row.input_ids for row in rows], np.int64),
         _concatenate([row.labels for row in rows], np.int64),
         tuple(accumulate((len(row.input_ids) for row in rows), initial=0)),
         tuple(row.source for row in rows),
         pad_id,
-        _concatenate_if_any([row.position_ids for row in rows], np.int64, axis=-1),
-        _concatenate_if_any([row.target_ids for row in rows], np.int64),
-        _concatenate_if_any([row.target_log_probs for row in rows], np.float32),
+        _concatenate(positions, np.int64, axis=-1) if positions else None,
+        torch.cat([ids for ids, _ in targets]) if targets else None,
+        torch.cat([log_probs for _, log_probs in targets]) if targets else None,
     )
 
 
@@ -126,12 +134,22 @@ def _concatenate(parts: Sequence[NDArray[Any]], dtype: type[np.generic], axis: i
     return torch.from_numpy(np.concatenate(parts, axis).astype(dtype))
 
 
-def _concatenate_if_any(
-    parts: Sequence[NDArray[Any] | None], dtype: type[np.generic], axis: int = 0
-) -> Tensor | None:
-    present = [part for part in parts if part is not None]
-    assert len(present) in (0, len(parts))
-    return _concatenate(present, dtype, axis) if present else None
+def _targets(row: TrainingRow, width: int) -> tuple[Tensor, Tensor]:
+    """Return a row's distributions, (L, width) each; of one without, certain labels."""
+    if row.target_ids is None or row.target_log_probs is None:
+        labels = row.labels[row.labels != -100]
+        return certain_targets(torch.from_numpy(labels.astype(np.int64)), width)
+    assert row.target_ids.shape[1] == width
+    return torch.from_numpy(row.target_ids.astype(np.int64)), torch.from_numpy(row.target_log_probs)
+
+
+def certain_targets(labels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Return distributions (L, width) of certain labels (L,): ids and log probabilities."""
+    others = torch.arange(width - 1, device=labels.device).expand(len(labels), -1)
+    others = others + (others >= labels[:, None]).long()  # any others but the label
+    log_probs = torch.full((len(labels), width), -torch.inf, device=labels.device)
+    log_probs[:, 0] = 0
+    return torch.cat((labels[:, None], others), dim=1), log_probs
 
 
 def divide(
@@ -205,24 +223,26 @@ class Steps:
         num_processes: int = 1,
         draws: Sequence[int] | None = None,
     ) -> None:
-        """Share out `rows`; `draws`: how many of each source an epoch has, all together `len(rows)`."""
+        """Share out `rows`; `draws`: how many of each source an epoch has; without them, each row once."""
         self.rows = rows
         self.draws = draws
+        self.epoch_rows = len(rows) if draws is None else sum(draws)
+        """Rows of an epoch."""
         self._sources = np.array([row.source for row in rows])
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.rank = rank
         self.num_processes = num_processes
-        self.per_epoch = -(-len(rows) // batch_size)
-        """Steps in one epoch, of as many rows as there are; the last one may have fewer rows."""
+        self.per_epoch = -(-self.epoch_rows // batch_size)
+        """Steps in one epoch; the last one may have fewer rows."""
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
 
     def num_samples(self, num_steps: int) -> int:
         """Return the number of rows in the first `num_steps` steps, over all processes."""
         passes, rest = divmod(num_steps, self.per_epoch)
-        return passes * len(self.rows) + min(rest * self.batch_size, len(self.rows))
+        return passes * self.epoch_rows + min(rest * self.batch_size, self.epoch_rows)
 
     def rows_of(self, step: int) -> list[TrainingRow]:
         """Return all rows of a step (counted from 1), over all processes."""
@@ -234,8 +254,15 @@ class Steps:
 
     def in_size(self, micro_batch_size: MicroBatchSize) -> "Steps":
         """Return the same steps in micro-batches of another size."""
+        return self._changed(self.rows, micro_batch_size)
+
+    def with_rows(self, rows: Sequence[TrainingRow]) -> "Steps":
+        """Return steps of other rows."""
+        return self._changed(rows, self.micro_batch_size)
+
+    def _changed(self, rows: Sequence[TrainingRow], micro_batch_size: MicroBatchSize) -> "Steps":
         return Steps(
-            self.rows,
+            rows,
             batch_size=self.batch_size,
             micro_batch_size=micro_batch_size,
             seed=self.seed,
@@ -277,7 +304,7 @@ class Steps:
         is_same = self.per_epoch == 1 and self.draws is None
         for epoch in range(1 if is_same else -(-left // self.per_epoch)):
             padded = np.zeros((self.per_epoch, self.batch_size), dtype=np.int64)
-            padded.flat[: len(of_row)] = of_row[self._draw(epoch)]
+            padded.flat[: self.epoch_rows] = of_row[self._draw(epoch)]
             yield padded[:left]
             left -= self.per_epoch
 

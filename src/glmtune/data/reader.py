@@ -18,6 +18,7 @@ from glmtune.data import columns, order, tables
 from glmtune.data.csv_rows import SUFFIXES as CSV_SUFFIXES
 from glmtune.data.csv_rows import csv_rows
 from glmtune.data.example import Example
+from glmtune.data.fill import fill_rows, warn_of_placeholders
 from glmtune.data.formats import (
     ParsedRow,
     RowParser,
@@ -77,6 +78,8 @@ class Dataset:
     """Columns -> rows whose cell is a number, true or false, and was read as text."""
     columns: tuple[str, ...] = ()
     """Columns that became part of the conversations."""
+    filled: Counter[str] = field(default_factory=Counter)
+    """Words of `data.fill` -> rows that had their placeholder."""
     taken: str = ""
     """Columns taken as question and answer, in words, if neither the settings nor a format name them."""
     inside: str | None = None
@@ -112,7 +115,7 @@ class Dataset:
 
     def warnings(self) -> list[str]:
         """Return what was read although it is likely a mistake, a sentence each."""
-        return [*filter(None, [order.warn_of_unasked(self.examples)])]
+        return [*filter(None, [order.warn_of_unasked(self.examples), warn_of_placeholders(self.examples)])]
 
     def file_notes(self) -> list[str]:
         """Return notes on how the file was read and on columns that were left out, a sentence each."""
@@ -125,6 +128,9 @@ class Dataset:
         notes = [] if self.charset == UTF8 else [f"read as {self.charset.upper()}, not as UTF-8"]
         if self.inside:
             notes.append(f"one object around everything: its rows are the list under {self.inside!r}")
+        if self.filled:
+            rows = ", ".join(f"{{{{{name}}}}} in {count:,} rows" for name, count in self.filled.items())
+            notes.append(f"filled in by data.fill: {rows}")
         if self.taken:
             others = "(others: data.prompt_column, data.response_column)"
             notes.append(f"taken as question and answer: {self.taken} {others}")
@@ -168,13 +174,14 @@ def read_dataset(path: Path, settings: Data) -> Dataset:
         ]
     else:
         inside = None
+    rows, filled = fill_rows(rows, settings.words)
     try:
         parser = find_parser([row.value for row in rows], settings)
     except DataError as err:
         if len(rows) == 1:
             check_not_wrapped(rows[0])
         raise DataError(f"{rows[0].where}: {err}", hint=err.hint) from None
-    return replace(_parse_rows(rows, parser), charset=charset, inside=inside)
+    return replace(_parse_rows(rows, parser), charset=charset, inside=inside, filled=filled)
 
 
 def read_raw_rows(path: Path, charset: str = UTF8) -> list[RawRow]:

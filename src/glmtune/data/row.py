@@ -20,6 +20,7 @@ class TrainingRow:
     position_ids: NDArray[np.int64] | None = None
     """Positions set by the objective, (..., T); None if they count from 0."""
     target_ids: NDArray[np.int32] | None = None
-    """The K likeliest ids of each label's teacher distribution, (L, K); None if labels alone are learned."""
+    """Ids of each label's teacher distribution, (L, K): the label, then the likeliest others; None if labels
+    alone are learned."""
     target_log_probs: NDArray[np.float32] | None = None
     """The log probabilities of `target_ids`, (L, K)."""

@@ -11,8 +11,8 @@ from glmtune.adapters.store import stored_tensors
 from glmtune.exports.refusal import refused
 
 
-def require_same_update(trained: Path, written: Path) -> None:
-    """Raise `OutputError` unless the factors in folder `written` give the same update as in `trained`.
+def require_same_update(trained: Path, written: Path, strength: float) -> None:
+    """Raise `OutputError` unless the factors in folder `written` give `strength` x the update in `trained`.
 
     The update of a layer that is left out of `written` must be 0.
     """
@@ -25,7 +25,7 @@ def require_same_update(trained: Path, written: Path) -> None:
             # The update alone, merged into a weight of zeros (which take no memory). Both are computed in
             # other steps, so they are the same if the bounds of their rounding errors overlap.
             zeros = torch.zeros(outputs, 1).expand(-1, inputs)
-            low, high = factors.bounds(zeros, rows)
+            low, high = factors.at(strength).bounds(zeros, rows)
             our_low, our_high = ours.bounds(zeros, rows)
             if not bool(((our_low <= high) & (our_high >= low)).all()):
                 raise refused(f"{layer}: its factors are not as they were trained")

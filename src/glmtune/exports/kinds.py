@@ -1,7 +1,7 @@
 """The table of export kinds: checks of the source, the files to write, and how a fresh process loads them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,8 +177,11 @@ def _draft_lora(source: ExportSource, model: CausalLM, _: ExportSettings) -> Exp
     num_bytes = sum(value.nbytes for name, value in model.named_parameters() if ".lora_" in name)
 
     def write(folder: Path) -> None:
-        save_as_lora(model, folder, source.location.card)
-        require_same_update(source.location.trained, folder)
+        card = source.location.card
+        if card and source.strength != 1:  # the recorded logits are those of the whole update
+            card = replace(card, probe=None)
+        save_as_lora(model, folder, card)
+        require_same_update(source.location.trained, folder, source.strength)
 
     return ExportDraft(num_bytes, write)
 

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from glmtune.adapters.factors import is_adalora
+from glmtune.adapters.factors import START, is_adalora, is_part
 from glmtune.adapters.peft_factors import adapter_weights
 from glmtune.adapters.peft_rules import read_adapter_config_if_there
 from glmtune.adapters.store import ADAPTER_FILE, own_method, read_card, stored_tensors
+from glmtune.adapters.strength import blend, require_strength
 from glmtune.errors import CheckpointError, ConfigError
 from glmtune.exports.fresh import WeightSource
 from glmtune.exports.original import require_original
@@ -22,6 +24,7 @@ from glmtune.log import quiet
 from glmtune.models.dtype import Choice
 from glmtune.models.protocol import CausalLM
 from glmtune.models.published_weights import stored_dtype
+from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.models.wrapped import is_wrapped
 from glmtune.recipe import TrainedPart
 from glmtune.run_files import find_checkpoint, follow, last_checkpoint
@@ -42,6 +45,8 @@ class ExportSource:
     """Part of the model that the method trains; None for a model that was not trained here."""
     unproven: str = ""
     """Known and unknown facts of a base that replaces the quantised one of training; else empty."""
+    strength: float = 1.0
+    """How much of what was trained is exported (`adapters.strength`)."""
 
     @property
     def base(self) -> Path:
@@ -84,7 +89,8 @@ class ExportSource:
         self, *, quant: str | None = None, dtype: str | torch.dtype | Choice = "stored", device: str = "cpu"
     ) -> Any:
         """Load the trained model in evaluation mode; by default un-quantised, in the types of its files."""
-        return self._open(replace(self.location, is_dense=quant is None), dtype, device, quant)
+        location = replace(self.location, is_dense=quant is None)
+        return self._open(location, dtype, device, quant, self.strength)
 
     def load_base(self) -> Any:
         """Load the base without the adapter; of a fully trained model that model itself."""
@@ -102,12 +108,25 @@ class ExportSource:
         if self.location.adapter is None:
             return lambda _, weight: weight
         weights = adapter_weights(model) if is_wrapped(model) else dict(model.named_parameters())
-        # by identity: the names inside PEFT's wrapper are others than those in the adapter's files
-        values = {id(weights[name]): value for name, value in stored_tensors(self.location.adapter).items()}
+        values: dict[int, Tensor] = {}
+        for name, trained in stored_tensors(self.location.adapter).items():
+            # by identity: the names inside PEFT's wrapper are others than those in the adapter's files
+            values[id(weights[name])] = self.at_strength(name.removeprefix(START), trained)
         return lambda _, weight: values.get(id(weight), weight)
 
+    def at_strength(self, name: str, trained: Tensor) -> Tensor:
+        """Return a trained tensor of the adapter's files, mixed with the base's weight that it replaces."""
+        if self.strength == 1 or is_part(name) or self.kept is TrainedPart.PREFIX:
+            return trained
+        return blend(read_stored(scan_tensors(self.folder)[name]), trained, self.strength)
+
     def _open(
-        self, location: Location, dtype: str | torch.dtype | Choice, device: str, quant: str | None
+        self,
+        location: Location,
+        dtype: str | torch.dtype | Choice,
+        device: str,
+        quant: str | None,
+        strength: float = 1.0,
     ) -> Any:
         weights_dtype = stored_dtype(location.folder) if dtype == "stored" else dtype
         with quiet():
@@ -118,6 +137,8 @@ class ExportSource:
                 device=device,
                 quant=quant,
                 verify=not self.unproven,  # the card's fingerprint is the quantised base's
+                strength=strength,
+                base=Location(self.folder, snapshot=self.location.snapshot),
             ).eval()
 
 
@@ -127,8 +148,9 @@ def find_source(
     base: str | Path | None = None,
     template: str | None = None,
     is_merging: bool = True,
+    strength: float = 1.0,
 ) -> ExportSource:
-    """Find model, base and card of a path to export.
+    """Find model, base and card of a path to export, at a strength of what was trained.
 
     Raises `CheckpointError`, and with `is_merging` also `ConfigError` for a quantised base, which weights
     cannot be merged into.
@@ -139,6 +161,12 @@ def find_source(
     location = resolve(path, base=None if is_whole else base)
     card = location.card
     folder = location.folder
+    require_strength(strength, location.adapter)
+    if strength != 1 and not (location.adapter or is_whole):
+        raise ConfigError(
+            f"strength: {path} is a model, with no base recorded",
+            hint="export the run or adapter that it was made of",
+        )
     if is_whole and card:
         folder = ModelFolder(find_folder(base or card.base, None if base else card.base_revision)[0])
         if not (folder.path / "config.json").exists():
@@ -160,6 +188,7 @@ def find_source(
         identify(folder, template or location.template),
         *_method_of(location),
         require_original(location.adapter, card, folder) if location.adapter and card and not bits else "",
+        strength,
     )
 
 

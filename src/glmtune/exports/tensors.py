@@ -142,16 +142,18 @@ def _changed(source: ExportSource) -> Changed:
         )
     if source.is_whole:
         stored = scan_tensors(location.folder)
-        return {name: partial(_read_own, own) for name, own in stored.items() if not name.endswith(_BUFFER)}
+        mix = partial(_read_own, strength=source.strength)
+        return {name: partial(mix, own) for name, own in stored.items() if not name.endswith(_BUFFER)}
     if location.adapter is None:
         return {}
     if source.has_factors:
-        return merged_weights(location.adapter)
-    return {name: giving(value) for name, value in stored_tensors(location.adapter).items()}
+        return merged_weights(location.adapter, source.strength)
+    trained = stored_tensors(location.adapter)
+    return {name: giving(value, source.strength) for name, value in trained.items()}
 
 
-def _read_own(own: Stored, _: Stored) -> Tensor:
-    return read_stored(own)
+def _read_own(own: Stored, base: Stored, *, strength: float) -> Tensor:
+    return giving(read_stored(own), strength)(base)
 
 
 @dataclass(frozen=True, slots=True)

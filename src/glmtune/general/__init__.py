@@ -75,7 +75,7 @@ def unrelated_questions() -> tuple[GeneralPrompt, ...]:
 
 
 def teaches_identity(questions: Iterable[str]) -> bool:
-    """Whether the questions of a run's rows ask who the model is: then the base's own answer is not kept.
+    """Return True if the questions of a run's rows ask who the model is: its own answer is not to be kept.
 
     Such a run leaves the category `identity` out of its replay and of the verdict on what was forgotten.
     """

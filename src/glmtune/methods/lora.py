@@ -1,6 +1,7 @@
 """LoRA, rsLoRA and DoRA through PEFT."""
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from glmtune.errors import ConfigError
 from glmtune.families import find_family
 from glmtune.models.protocol import CausalLM
-from glmtune.recipe.method import Lora, LowRank
+from glmtune.recipe.method import ALL_LINEAR, Lora, LowRank
 
 ADAPTER = "default"
 """PEFT's name for a model's only adapter."""
@@ -42,17 +43,26 @@ def find_targets(model: CausalLM, settings: LowRank) -> list[str]:
     """Return the last name parts of the linear layers to adapt: `method.target_modules`, else the default.
 
     The default differs by family (`Family.lora_targets`): `query_key_value`, or `q_proj`, `k_proj`, `v_proj`
-    and `o_proj` where transformers has the class (GLM-4-hf, 0414, 4.5). Raises `ConfigError` listing the
-    possible names for a target that is no linear layer, or that experts have too.
+    and `o_proj` where transformers has the class (GLM-4-hf, 0414, 4.5), and so do the sets that have a name
+    (`Family.linear_sets`). Raises `ConfigError` listing the possible names for a target that is no linear
+    layer, or that experts have too; also for a set with such a layer.
     """
     family = find_family(model.config.model_type)
-    targets = settings.target_modules or family.lora_targets
+    sets = {**family.linear_sets, ALL_LINEAR: tuple(chain(*family.linear_sets.values()))}
     # PEFT matches last name parts, so a name that experts have too would adapt them as well
     possible = [name for name in linear_names(model) if name not in family.experts]
-    for name in targets:
-        if name not in possible:
-            problem = _explain(model, name, family.experts)
-            raise ConfigError(f"method.target_modules: {problem}", hint=f"possible are {', '.join(possible)}")
+    whole = [name for name, names in sets.items() if set(names) <= set(possible)]
+    targets: dict[str, None] = {}
+    for asked in settings.target_modules or family.lora_targets:
+        for name in sets.get(asked, (asked,)):
+            if name not in possible:
+                problem = _explain(model, name, family.experts)
+                part_of = f"{asked} is {', '.join(sets[asked])}; " if asked in sets else ""
+                raise ConfigError(
+                    f"method.target_modules: {part_of}{problem}",
+                    hint=f"possible are {', '.join(possible)}; or a set: {', '.join(whole)}",
+                )
+            targets[name] = None
     return list(targets)
 
 

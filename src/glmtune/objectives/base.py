@@ -18,6 +18,8 @@ class ObjectiveModule(nn.Module, ABC):
         self.model = model
         self.losses: Tensor | None = None
         """The losses of the last batch's items in order, (items,), without gradient; None if not kept."""
+        self.divergences: Tensor | None = None
+        """KL divergences from the base of those of them that are kept near it; None if none is."""
 
     @abstractmethod
     def weight(self, batch: Batch) -> int:

@@ -7,8 +7,9 @@ from glmtune.recipe.method import AdaLora, Freeze, Full, Lora, Method, Ptuning, 
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.parse import load_recipe, to_yaml
 from glmtune.recipe.retain import Retain
-from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples, Train
+from glmtune.recipe.settings import Data, Evaluation, Recipe, Samples
 from glmtune.recipe.source import Source
+from glmtune.recipe.train import Train
 from glmtune.renamed import find_renamed
 
 __all__ = [

@@ -56,7 +56,8 @@ class Settings(BaseModel):
                 raise SettingError(str(err), hint=hint) from None
         if info.field_name == "model" and isinstance(value, str):
             read_path(value, has_weights=True)  # checked only: it stays text, it may be a name on a hub
-        for text in value if isinstance(value, tuple) else (value,):
+        inner = tuple(value.values()) if isinstance(value, Mapping) else value
+        for text in inner if isinstance(inner, tuple) else (inner,):
             if isinstance(text, str):
                 try:
                     text.encode()

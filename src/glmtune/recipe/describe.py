@@ -21,7 +21,7 @@ from glmtune.strict import load_yaml
 CHINESE_TEXTS = Path(__file__).with_name("settings.zh.yaml")
 _CHINESE_WORDS = {
     "text": "文本", "file": "文件", "folder": "文件夹", "list": "列表", "int": "整数", "float": "小数",
-    "bool": "是或否", "empty": "空", "required": "必填",
+    "bool": "是或否", "table": "对照表", "empty": "空", "required": "必填",
 }  # fmt: skip
 _FOLDERS = ("base", "output")
 """Settings whose path is a folder's."""
@@ -103,7 +103,7 @@ def _read_chinese() -> Mapping[str, str]:
 
 
 def _show(value: object) -> str:
-    if value in (None, "", ()):
+    if value in (None, "", (), {}):
         return "empty"
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
@@ -122,7 +122,7 @@ def _name_types(annotation: object) -> tuple[list[str], list[str]]:
     # a text of a form, `N tokens`, has that as its title
     forms = [mark.title for member in members for mark in get_args(member) if isinstance(mark, FieldInfo)]
     plain = [kind for kind in kinds if not (choices and get_args(kind))]
-    names = {"tuple": "list", "str": "text", "Path": "file"}
+    names = {"tuple": "list", "str": "text", "Path": "file", "Mapping": "table"}
     shown = [getattr(m, "__name__", str(m)) for m in plain if m is not type(None)]
     types = list(dict.fromkeys(names.get(name, name) for name in shown))
     return types, list(dict.fromkeys([*filter(None, forms), *choices]))

@@ -4,9 +4,12 @@ from collections.abc import MutableMapping
 from enum import Enum
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from glmtune.recipe.base import MAX_RATE, MAX_SIZE, OneOf, SettingError, Settings, by_name
+
+ALL_LINEAR = "all_linear"
+"""Every linear layer of each block: the sets of `Family.linear_sets` together."""
 
 
 class TrainedPart(Enum):
@@ -77,9 +80,19 @@ class LowRank(MethodSettings):
     dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on the adapter's input while training."""
     target_modules: tuple[str, ...] | None = Field(None, min_length=1)
-    """Names of the linear layers to adapt; empty: the attention's projections, `query_key_value`, or
-    `q_proj`, `k_proj`, `v_proj` and `o_proj` in models of transformers' own classes (GLM-4-hf, GLM-4-0414,
-    GLM-Z1, GLM-4.5)."""
+    """Names of the linear layers to adapt, or of a set: `attention` or `mlp`, all of that part of each block,
+    and `all_linear`, both. Empty: the attention's projections, `query_key_value`, or `q_proj`,
+    `k_proj`, `v_proj` and `o_proj` in models of transformers' own classes (GLM-4-hf, GLM-4-0414, GLM-Z1,
+    GLM-4.5)."""
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _one_name(cls, value: object) -> object:
+        names = (value,) if isinstance(value, str) else value
+        if not isinstance(names, list | tuple):
+            return value
+        # PEFT's spelling, and LLaMA-Factory's
+        return tuple(ALL_LINEAR if name in ("all-linear", "all") else name for name in names)
 
 
 class Lora(LowRank):

@@ -34,6 +34,8 @@ FOREIGN: Mapping[str, str] = {
     **dict.fromkeys(("train_file", "train_data", "data_path", "dataset", "dataset_path"), "data.train={}"),
     **dict.fromkeys(("validation_file", "val_file", "eval_file", "eval_dataset"), "data.validation={}"),
     "test_file": "data.test={}",
+    "name": "data.fill.name={}, for rows that have {{name}}",
+    "author": "data.fill.author={}, for rows that have {{author}}",
     **dict.fromkeys(("output_dir", "save_dir"), "output={}"),
     **dict.fromkeys(("max_samples", "max_train_rows"), "data.max_rows={}"),
     **dict.fromkeys(

@@ -13,8 +13,9 @@ from pydantic_core import ErrorDetails
 from glmtune.charset import NotTextError, decode_given
 from glmtune.errors import ConfigError
 from glmtune.files import given_path, load_bytes, unreadable
+from glmtune.log import tell
 from glmtune.near import nearest
-from glmtune.paths import as_written
+from glmtune.paths import as_written, find_recipe
 from glmtune.recipe.base import OneOf, choices
 from glmtune.recipe.describe import describe
 from glmtune.recipe.method import METHOD_SETTINGS, Method
@@ -173,6 +174,9 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    if (bundled := find_recipe(path)) != path:
+        tell(f"{path}: not here, so the bundled one, {bundled}")
+        path = bundled
     try:
         values = parse_yaml(decode_given(load_bytes(path), str(path)).text, str(path))
     except OSError as err:
@@ -244,6 +248,10 @@ def _apply(values: dict[str, Any], word: str) -> None:
         raise ConfigError(f"{word!r}: expected key=value", hint=_joined(word) or "for example train.lr=2e-4")
     if HALF_CHARACTER.search(word):
         raise ConfigError(f"{word!a}: is not UTF-8 text", hint="rename the file, or write UTF-8")
+    data = values.get("data")
+    fill = data.get("fill") if isinstance(data, Mapping) else None
+    if isinstance(fill, Mapping) and key in fill.keys() - Recipe.model_fields.keys():
+        key = f"data.fill.{key}"
     group, name = _group_of(values, key)
     group[name] = _read_value(key, text)
 
@@ -295,7 +303,9 @@ def _kinds_of(key: str) -> set[Any]:
     for part in key.split("."):
         inner: set[Any] = set()
         for kind in kinds:
-            if _is_group(kind) and part in kind.model_fields:
+            if get_origin(kind) is Mapping:  # of names to texts
+                inner.update(get_args(get_args(kind)[1]))
+            elif _is_group(kind) and part in kind.model_fields:
                 annotation = kind.model_fields[part].annotation
                 is_union = get_origin(annotation) in (Union, UnionType)
                 inner.update(get_args(annotation) if is_union else (annotation,))

@@ -3,9 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from glmtune.paths import find_rows
 from glmtune.recipe.base import MAX_RATE, SettingError, Settings
+
+DEFAULT_RATIO = 0.1
+"""Part of an epoch that is replay where `retain.ratio` is empty and the base can answer prompts."""
 
 
 class Retain(Settings):
@@ -13,7 +17,8 @@ class Retain(Settings):
 
     ratio: float | None = Field(None, ge=0, lt=1)
     """Part of each epoch's rows that are replay: general prompts with the answers of the untouched base,
-    given before step 1; empty or 0: none."""
+    given before step 1; empty: 0.1 with `data.encoding: chat` and a chat format, else 0, which is none. A
+    run records it."""
     targets: Literal["likeliest", "answers"] = "likeliest"
     """Targets of the replay rows. `likeliest`: the base's probabilities of the 20 likeliest tokens at each
     place, and of all others together. `answers`: the tokens of its answers alone."""
@@ -33,6 +38,16 @@ class Retain(Settings):
     """Divergence from the base on general prompts, in nats a token, from which the verdict is `drifted`."""
     forgot: float = Field(0.2, ge=0, le=MAX_RATE)
     """The same from which the verdict is `forgot`."""
+
+    @field_validator("report", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return "off" if value is False else value  # which is how YAML reads the word
+
+    @field_validator("prompts")
+    @classmethod
+    def _bundled(cls, value: Path | None) -> Path | None:
+        return find_rows(value) if value else value
 
     @model_validator(mode="after")
     def _ascending(self) -> "Retain":

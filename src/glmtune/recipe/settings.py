@@ -4,6 +4,8 @@ Help texts and docs/settings.md are generated from these fields; settings.zh.yam
 module imports no torch.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -11,14 +13,15 @@ from pydantic import Field, field_validator, model_validator
 
 from glmtune.charset import AUTO, UTF8, find_codec
 from glmtune.paths import find_rows, join_hint
-from glmtune.recipe.base import MAX_RATE, MAX_SIZE, NameIn, SettingError, Settings
+from glmtune.recipe.base import MAX_SIZE, NameIn, SettingError, Settings
 from glmtune.recipe.method import Lora, Method, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.retain import Retain
 from glmtune.recipe.source import Empty, Source, Sources, known_charset
+from glmtune.recipe.train import Train
 from glmtune.templates import TEMPLATES
+from glmtune.values import shown
 
-DEFAULT_EPOCHS = 1
 DEFAULT_MAX_TOKENS = 1024
 DEFAULT_NEW_TOKENS = 512
 MOST_NAMED = 3
@@ -27,20 +30,7 @@ MOST_NAMED = 3
 Encoding = Literal["chat", "thudm", "chatglm3", "glm4"]
 Overlong = Literal["cut", "cut_any", "drop", "error"]
 
-TokenLimit = Annotated[str, Field(title="N tokens", pattern=r"^[0-9]+ tokens$")]
-"""A size of micro-batches in tokens, `2048 tokens`; the title stands for it in the pages of settings."""
-MicroBatchSize = int | TokenLimit | Literal["auto"]
-"""Rows, tokens, or as many as fit; see `Train.micro_batch_size`."""
-
 _BOTH_LIMITS = "set both, as the official scripts do: data.max_source_tokens=64 data.max_target_tokens=64"
-
-
-def token_limit(size: int | str) -> int | None:
-    """Return the tokens of a size of micro-batches, 2048 of `2048 tokens`; None for a number of rows."""
-    if isinstance(size, int):
-        return None
-    number, _, unit = size.partition(" ")
-    return int(number) if unit == "tokens" and number.isascii() and number.isdigit() else None
 
 
 class Data(Settings):
@@ -95,6 +85,10 @@ class Data(Settings):
     """Rows with an empty answer in any round. `error`: stop, as a model that learns empty answers gives them;
     empty questions are kept, as texts alone are learned so. `skip`: leave out rows with an empty answer or
     question, as ChatGLM-6B's and ChatGLM2's script does; they are counted, and the first is named."""
+    fill: Mapping[str, str | None] = {}
+    """Words for placeholders: `data.fill.name=小橙` writes 小橙 wherever a row has `{{name}}`, in training,
+    validation and test rows alike. If a recipe lists a name here, with or without a word, `name=小橙` is
+    enough."""
     source_prefix: str = ""
     """Text in front of the first question (ChatGLM-6B, ChatGLM2: of the whole prompt, as in the official
     scripts), in training, evaluation and chat alike."""
@@ -120,6 +114,11 @@ class Data(Settings):
     """Treatment of longer rows. `cut`: cut the oldest turns, then the middle of the question, then the end of
     the answer; with `encoding: chat`, an error if more than half of the rows need it. `cut_any`: the same
     without that error. `drop`: leave them out. `error`: stop."""
+
+    @property
+    def words(self) -> dict[str, str]:
+        """The words of `fill`, none of them empty."""
+        return {name: word for name, word in self.fill.items() if word}
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -155,6 +154,20 @@ class Data(Settings):
     @classmethod
     def _known_charset(cls, value: str) -> str:
         return known_charset(value)
+
+    @field_validator("fill")
+    @classmethod
+    def _all_words(cls, fill: Mapping[str, str | None]) -> Mapping[str, str | None]:
+        if wrong := next((name for name in fill if not re.fullmatch(r"\w+", name)), None):
+            hint = "letters, digits and _ only: data.fill.name=... fills {{name}}"
+            raise SettingError(f"{shown(wrong)} is no name of a placeholder", hint=hint)
+        if missing := [name for name, word in fill.items() if not (word or "").strip()]:
+            placeholders = " and ".join(f"{{{{{name}}}}}" for name in missing)
+            words = " ".join(f"{name}=..." for name in missing)
+            raise SettingError(
+                f"no word for {placeholders}", hint=f"add it: `glmtune train RECIPE model=MODEL {words}`"
+            )
+        return fill
 
     @field_validator("encoding", mode="before")
     @classmethod
@@ -192,112 +205,14 @@ class Data(Settings):
         return self
 
 
-class Train(Settings):
-    """The training: its length, learning rate, precision, evaluations and checkpoints."""
-
-    steps: int | None = Field(None, ge=1)
-    """Number of optimizer steps; empty: computed from `epochs`."""
-    epochs: float | None = Field(None, gt=0, le=1e6)
-    """Passes over the training rows; empty: 1, unless `steps` is set."""
-    batch_size: int = Field(16, ge=1)
-    """Rows per optimizer step, summed over all processes: more cards make a step faster, not larger."""
-    micro_batch_size: MicroBatchSize = "auto"
-    """Most rows in one forward and backward pass on each device; or `2048 tokens`: as many rows as have no
-    more tokens together. auto: as many tokens as fit into memory, at most 8192, on a CPU 2048. A run records
-    its choice."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """AdamW; `adamw_8bit` holds its two running means in 1 byte each instead of 4 (extra `bitsandbytes`)."""
-    lr: float | None = Field(None, ge=0, le=MAX_RATE)
-    """Peak learning rate of AdamW; empty: the method's own, listed under `method.name`. A run records it."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Course of the learning rate after the warm-up; `linear` and `cosine` end at 0."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises from 0 to its peak."""
-    weight_decay: float = Field(0.0, ge=0, le=MAX_RATE)
-    """AdamW's decoupled weight decay."""
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    """Decay of AdamW's running mean of the gradients."""
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    """Decay of AdamW's running mean of the squared gradients."""
-    adam_epsilon: float = Field(1e-8, gt=0, le=MAX_RATE)
-    """Number added to AdamW's denominator. In fp16 1e-8 would be 0, hence the 1e-4 of half-precision recipes;
-    here trained weights and AdamW's means are always fp32."""
-    max_grad_norm: float = Field(1.0, ge=0, le=MAX_RATE)
-    """Clip the global gradient norm to this value; 0: no clipping."""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Type that is computed in, whatever type the frozen weights are held in; auto: theirs on a GPU; on a CPU
-    bf16 for half precision if the processor has bf16 instructions, else fp32. Trained weights are always
-    fp32. bf16 needs a card that has it; fp16 trains with loss scaling. A run records the type."""
-    gradient_checkpointing: bool | int | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: about 30 % slower, far less memory. A number: only those of
-    so many layers, the first ones. auto: only those that would not fit into memory. A run records its
-    choice."""
-    seed: int = Field(42, ge=0)
-    """Seed of the row order, the adapter's initial weights and dropout."""
-    log_every: int | None = Field(None, ge=1)
-    """Steps between progress lines, where no bar shows each; empty: 1 in runs of up to 50 steps, else 10."""
-    eval_every: int | None = Field(None, ge=1)
-    """Steps between evaluations; empty: a tenth of the run. Before step 1 and at the end it is always
-    evaluated."""
-    save_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints; empty: as `eval_every`. A better evaluation loss and the end of the run save
-    one, too."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep; the best one is kept, too."""
-    patience: int | None = Field(None, ge=1)
-    """Stop after this many evaluations in a row without a better loss; empty: never."""
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Programs that get the figures too: TensorBoard, Weights & Biases, trackio (an extra of the same name
-    each). None of them can stop a run: without login or network W&B keeps the figures in the run's folder,
-    and whatever else fails is a warning. `train.tensorboard=true` is an older name of `[tensorboard]`."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _tensorboard(cls, values: object) -> object:
-        """Move `tensorboard`, as earlier recipes have it, to `report_to`."""
-        if not isinstance(values, dict) or not isinstance(values.get("tensorboard"), bool):
-            return values
-        rest = {key: value for key, value in values.items() if key != "tensorboard"}
-        return {"report_to": ("tensorboard",), **rest} if values["tensorboard"] else rest
-
-    @field_validator("micro_batch_size", mode="before")
-    @classmethod
-    def _rows_or_tokens(cls, value: object) -> object:
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-        if isinstance(value, str) and (value == AUTO or token_limit(value)):
-            return value
-        raise SettingError(
-            f"must be a number of rows, 'N tokens' or {AUTO}, got {value!r}",
-            hint="train.micro_batch_size=auto, train.micro_batch_size=4 or "
-            "'train.micro_batch_size=2048 tokens'",
-        )
-
-    @field_validator("gradient_checkpointing", mode="before")
-    @classmethod
-    def _all_or_some(cls, value: object) -> object:
-        if value == AUTO or (isinstance(value, int) and value >= 0):
-            return value
-        raise SettingError(
-            f"must be true, false, a number of layers or {AUTO}, got {value!r}",
-            hint="train.gradient_checkpointing=auto",
-        )
-
-    @model_validator(mode="after")
-    def _length(self) -> "Train":
-        if self.steps is not None and self.epochs is not None:
-            raise SettingError(
-                f"steps {self.steps} and epochs {self.epochs:g} both say how long",
-                hint="keep one: train.epochs=null leaves the steps, train.steps=null the epochs",
-            )
-        return self
-
-
 class Samples(Settings):
     """Fixed prompts, answered at every evaluation into samples.jsonl."""
 
     prompts: tuple[str, ...] = ("你好",)
     """Prompts, one turn each; an empty list turns samples off."""
+    built_in: bool = True
+    """Ask a few questions more, before step 1 and at the end, and show both answers to each: who the model
+    is, a sentence to make three times, a sum, an advert, a conversation of two turns."""
     max_new_tokens: int = Field(64, ge=1)
     """Longest answer in tokens."""
 
@@ -314,6 +229,8 @@ class Evaluation(Settings):
     """`fast`: weights and activations in int8, on an x86 CPU: faster, but answers may differ. `auto`: `fast`
     if it is faster for `batch_size` rows on this machine; the choice is recorded and used when the evaluation
     is continued."""
+    strength: float = Field(1.0, ge=0, le=2)
+    """How much of the tuning answers: base + `strength` x update; 0: the base, 1: as trained."""
 
 
 class Recipe(Settings):

@@ -23,6 +23,7 @@ from glmtune.reports.recorded_run import (
     RecordedRun,
     Scores,
     describe_method,
+    read_forgetting,
     read_run,
     read_scores,
 )
@@ -57,6 +58,10 @@ class RunFigures:
     peak_memory_gib: float | None
     best_eval_loss: float | None
     best_step: int | None
+    verdict: str | None
+    """Verdict on what it has kept of its base: `kept`, `drifted` or `forgot`."""
+    general_kl: float | None
+    """Its divergence from the base on general prompts, in nats a token."""
     size_bytes: int | None
     """Size of the weights of the best checkpoint."""
     losses: dict[int, float | None]
@@ -222,6 +227,7 @@ def _largest_shared(curves: Sequence[Curve]) -> tuple[int, ...]:
 
 def _figures(run: RecordedRun, name: str, at: Sequence[int], eval_at: Sequence[int]) -> RunFigures:
     train_s, best = run.seconds[max(run.seconds)], run.best_step
+    forgotten = read_forgetting(run)
     return RunFigures(
         name=name,
         path=str(run.path.resolve()),
@@ -239,6 +245,8 @@ def _figures(run: RecordedRun, name: str, at: Sequence[int], eval_at: Sequence[i
         peak_memory_gib=run.peak_memory_gib(),
         best_eval_loss=None if best is None else run.evaluated[best],
         best_step=best,
+        verdict=forgotten.get("verdict"),
+        general_kl=forgotten["kl"]["mean"] if forgotten else None,
         size_bytes=run.size_bytes(),
         losses={step: run.loss_at(step) for step in at},
         eval_losses={step: run.evaluated[step] for step in eval_at},
@@ -260,7 +268,8 @@ def _samples(runs: Sequence[RecordedRun]) -> Iterator[Sample]:
     """Yield the prompts that at least two runs have answered, in the order of the files."""
     answered = []
     for run in runs:
-        lines = [line for line in run.samples if line["step"] == run.samples_step]
+        own = [line for line in run.samples if not line.get("built_in")]
+        lines = [line for line in own if line["step"] == run.samples_step]
         answered.append({line["prompt"]: line["answer"] for line in lines})
     for prompt in dict.fromkeys(prompt for by_prompt in answered for prompt in by_prompt):
         answers = tuple(by_prompt.get(prompt) for by_prompt in answered)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR = "#0072B2", "#D55E00", "#009E73"
 RUN_COLOURS = (TRAINING_COLOUR, EVALUATION_COLOUR, BEST_COLOUR, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SOURCE_COLOURS = RUN_COLOURS[3:]
+DIVERGENCE, DIVERGENCE_COLOUR = "divergence from the base", "#666666"
 RUN_MARKERS = "osD^v<>p"
 """7 colours and 8 markers in turn: no two of 56 runs look the same."""
 RUN_DASHES, MARKER_SIZES = ("-", (0, (4, 2)), (0, (1.5, 3))), (10.0, 7.0, 4.5)
@@ -92,6 +93,7 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str
     scale_losses(axes, [*training.values(), *evaluation.values()])
     _draw_training(axes, training)
     _draw_sources(axes, metrics)
+    _draw_divergence(axes, read_curve(metrics, "kl"))
     _draw_evaluation(axes, evaluation, lowest(candidates(metrics)))
     gaps = [step for curve in (training, evaluation) for step, loss in curve.items() if loss != loss]
     if gaps:
@@ -108,7 +110,8 @@ def draw_loss(metrics: Sequence[Mapping[str, Any]], *, title: str, subtitle: str
         )
     show_steps(axes, {*training, *evaluation})
     # matplotlib begins the label of a line without one with _
-    handles = [line for line in axes.lines if not str(line.get_label()).startswith("_")]
+    lines = [line for each in figure.axes for line in each.lines]
+    handles = [line for line in lines if not str(line.get_label()).startswith("_")]
     if not handles:
         axes.text(0.5, 0.5, "no loss yet", transform=axes.transAxes, ha="center", va="center", color="0.5")
     add_head(figure, title, subtitle=subtitle, handles=handles)
@@ -140,6 +143,21 @@ def _draw_sources(axes: "Axes", metrics: Metrics) -> None:
             linestyle=(0, (4, 2)),
             label=f"training, {Path(name).name}",
         )
+
+
+def _draw_divergence(axes: "Axes", curve: Curve) -> None:
+    """Draw the divergence from the base that `retain.kl` weighs, on an axis of its own: it is far smaller."""
+    values = [*curve.values()]
+    if not values:
+        return
+    own = axes.twinx()
+    own.spines[["top", "left"]].set_visible(False)
+    own.set_ylabel(DIVERGENCE)
+    shown = values if len(values) < SMOOTH_FROM_POINTS else smooth(values)
+    own.plot(
+        list(curve), shown, color=DIVERGENCE_COLOUR, linewidth=1.2, linestyle=(0, (1.5, 2)), label=DIVERGENCE
+    )
+    own.set_ylim(bottom=0)
 
 
 def _draw_evaluation(axes: "Axes", curve: Curve, best: int | None) -> None:

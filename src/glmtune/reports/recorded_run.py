@@ -12,6 +12,7 @@ from glmtune.recipe import Method, Recipe, load_recipe
 from glmtune.reports.curves import Curve, candidates, finite, lowest, read_curve, read_seconds
 from glmtune.run_files import (
     ENVIRONMENT_FILE,
+    FORGETTING_FILE,
     METRICS_FILE,
     RECIPE_FILE,
     RESULT_FILE,
@@ -211,6 +212,17 @@ def read_scores(run: RecordedRun) -> list[Scores]:
     # of evaluations with equal keys the last in this order stays
     evaluations.sort(key=lambda scores: (scores.checkpoint == best, scores.checkpoint))
     return list({scores.key: scores for scores in evaluations}.values())
+
+
+def read_forgetting(run: RecordedRun) -> dict[str, Any]:
+    """Return the report of a run's best checkpoint, else that of its end; empty without any."""
+    folders = (
+        [run.path / "evaluations" / f"{run.checkpoint.resolve().name}-general"] if run.checkpoint else []
+    )
+    for folder in (*folders, run.path):
+        if found := read_json_if_there(folder / FORGETTING_FILE, is_ours=True):
+            return found
+    return {}
 
 
 def _thudm(scores: Mapping[str, Any]) -> dict[str, float]:

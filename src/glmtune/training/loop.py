@@ -39,6 +39,8 @@ class StepLog:
     """The highest of this step alone, its batches being made included."""
     losses: Mapping[str, float] = field(default_factory=dict)
     """The step's mean loss by the source of the rows, where there are several."""
+    kl: float | None = None
+    """Mean KL divergence from the base per learned token of the run's own rows, where `retain.kl` counts."""
 
 
 class StepPart(Protocol):
@@ -89,7 +91,7 @@ def fit(
             with processes.autocast(), objective.passes(), processes.exchanging(module, is_last=is_last):
                 share = module(batch.to(processes.device)) / max(items, 1)
                 processes.backward(share * processes.number)  # DDP averages over processes; we want the sum
-            losses.add(share.detach(), batch, objective.losses)
+            losses.add(share.detach(), batch, objective, items)
         # asked before the penalty, whose gradient would hide that the loss has none; one sync with a GPU
         has_signal = part is None or _has_gradient(trainable)
         if part is not None:
@@ -108,8 +110,8 @@ def fit(
             part.after_step(step)  # needs the gradients: before they are dropped
         optimizer.zero_grad(set_to_none=True)
         step_s = time.perf_counter() - start
-        gib = meter.gib_of("step")
-        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *gib, losses.by_source())
+        figures = (*meter.gib_of("step"), losses.by_source(), losses.kl())
+        yield StepLog(step, loss, norm, lr, items, tokens / step_s, step_s, *figures)
         start = time.perf_counter()  # only now: evaluations and checkpoints between two steps do not count
 
 
@@ -122,9 +124,16 @@ class _StepLosses:
         # sums and counts; fp64, for the counts may be larger than fp32 holds exactly
         self._sums = torch.zeros((2, len(sources)), dtype=torch.float64, device=processes.device)
         self._is_known = len(sources) > 1
+        # the divergences' sum and count, once there are some
+        self._divergences: Tensor | None = None
 
-    def add(self, share: Tensor, batch: Batch, losses: Tensor | None) -> None:
-        """Add a batch's share of the step's mean loss, and its items' losses if the objective keeps them."""
+    def add(self, share: Tensor, batch: Batch, objective: ObjectiveModule, items: int) -> None:
+        """Add a batch's share of the step's mean loss, and its items' figures if the objective keeps them."""
+        losses, divergences = objective.losses, objective.divergences
+        if divergences is not None and losses is not None:
+            share = losses.sum() / max(items, 1)  # without the divergences that the loss has too
+            both = torch.stack((divergences.sum(), torch.full_like(divergences.sum(), len(divergences))))
+            self._divergences = both if self._divergences is None else self._divergences + both
         self._total += share  # no .item() here: it would stall a GPU every micro-batch
         self._is_known = self._is_known and losses is not None
         if self._is_known and losses is not None:
@@ -135,6 +144,13 @@ class _StepLosses:
     def mean(self) -> float:
         """Return the mean loss of the step."""
         return float(self._processes.total(self._total))
+
+    def kl(self) -> float | None:
+        """Return the mean divergence from the base per token that is kept near it; None if none is."""
+        if self._divergences is None:
+            return None
+        total, count = self._processes.total(self._divergences).tolist()
+        return float(total / count) if count else None
 
     def by_source(self) -> dict[str, float]:
         """Return the mean loss of each source that the step has rows of; empty if there is but one."""

@@ -351,12 +351,15 @@ def _measure(
 
         def enter(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             nonlocal given
+            if not torch.is_grad_enabled():  # a pass of the base (`retain.kl`), over before the model's own
+                return
             given = max(given, inputs[0].numel() * inputs[0].element_size())
             lives.append(meter.live)
 
         def leave(*_: object) -> None:
-            lives.append(meter.live)
-            meter.restart()
+            if torch.is_grad_enabled():
+                lives.append(meter.live)
+                meter.restart()
 
         def turn() -> None:
             nonlocal ending

@@ -33,9 +33,13 @@ from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
 from glmtune.workflows.fitting import fit_into_memory
+from glmtune.workflows.nearness import keep_near_base, record_own_rows
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.remedies import Memory
+from glmtune.workflows.replay import answer_replay
+from glmtune.workflows.report_forgetting import reference_of_run
+from glmtune.workflows.retention import Reference
 from glmtune.workflows.rows import first_row
 from glmtune.workflows.run_writer import RunWriter
 
@@ -77,6 +81,8 @@ class Run:
     writer: RunWriter
     pruning: Pruning | None
     """AdaLoRA's rank pruning, done within each step; None for other methods."""
+    reference: Reference | None = None
+    """The base's answers, for the report of forgetting; None if there is to be none."""
     forecast: "Forecast | None" = None
     """The memory that was expected before the weights were read; None for a small model."""
     progress: RunProgress = field(default_factory=RunProgress)
@@ -109,11 +115,17 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     base = _load_base_to_train(plan)
     # before the method is applied: full and freeze change the base's own weights
     untrained = look_at_base(base, plan.location, plan.tokenizer)
+    meter.end("loading")
+    reference = yield from reference_of_run(plan, base)
+    meter.end("report")
+    plan = yield from answer_replay(plan, base)
+    plan = yield from record_own_rows(plan, base)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
     objective = build_objective(model, plan.recipe.objective)
+    yield from keep_near_base(plan, objective)
     meter.end("loading")
     plan, memory = yield from fit_into_memory(plan, objective)
     meter.end("probe")
@@ -143,6 +155,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         ),
         writer=RunWriter(plan.folder, report_to=settings.report_to),
         pruning=begin_pruning(model, plan.recipe.method, plan.num_steps),
+        reference=reference,
     )
 
 

@@ -1,6 +1,7 @@
 """Save a run's checkpoints, and continue a run from its last one."""
 
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 from glmtune.adapters.card import Card
 from glmtune.adapters.origin import check_base, require_files
@@ -12,12 +13,14 @@ from glmtune.locations import resolve
 from glmtune.recipe import TrainedPart
 from glmtune.run_files import last_checkpoint, make_folder, replacing
 from glmtune.training.state import STATE_FILE, as_state, collect_state, read_state, restore_state, write_state
-from glmtune.workflows.assemble import Run
 from glmtune.workflows.cards import Untrained, write_card
 from glmtune.workflows.events import Note, Saved
 
+if TYPE_CHECKING:
+    from glmtune.workflows.assemble import Run
 
-def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
+
+def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
     """Save weights, card and training state (optimizer, schedule, random numbers).
 
     All processes must call it, for each has random numbers of its own.
@@ -57,7 +60,7 @@ def save_checkpoint(run: Run, *, is_best: bool) -> Saved:
     return Saved(path, is_best, recorded_difference(card.probe))
 
 
-def restore_run(run: Run) -> Note:
+def restore_run(run: "Run") -> Note:
     """Load the last checkpoint into a run: weights, optimizer, schedule, random numbers, progress.
 
     The run's files go back to that step too. Returns the note to show. Raises `CheckpointError`.

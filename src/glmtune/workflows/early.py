@@ -81,8 +81,10 @@ def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True)
     return read_and_split(recipe.data)
 
 
-def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
+def recipe_for(source: RecipeSource, words: Sequence[str] = (), *, has_base: bool = False) -> Recipe:
     """Build the recipe of an evaluation: the settings of the run or adapter, overridden by the source's.
+
+    `has_base`: a whole model may have a `base` too, which it is compared with.
 
     Raises `GlmtuneError`'s children; for a path to nothing and unreadable test rows without loading torch.
     """
@@ -91,11 +93,12 @@ def recipe_for(source: RecipeSource, words: Sequence[str] = ()) -> Recipe:
     model = require_here(recipe.model, recipe.revision)
     # a plain model has no settings of its own; telling what else a folder is needs torch
     if not model or any((model / name).exists() for name in (RECIPE_FILE, CARD_FILE, ADAPTER_FILE)):
-        location = resolve(values["model"], base=values.get("base"), revision=values.get("revision"))
+        named = {key: values.get(key) for key in ("base", "revision")}
+        location = resolve(values["model"], **named, has_base=has_base)
         inherited: dict[str, Any] = {}
         if location.run:
             run_recipe = load_recipe(location.run / RECIPE_FILE).model_dump(mode="json")
-            inherited = {key: run_recipe[key] for key in ("template", "quant", "data", "evaluate")}
+            inherited = {key: run_recipe[key] for key in ("template", "quant", "data", "evaluate", "retain")}
         elif location.card:
             inherited["data"] = asdict(location.taught)
         recipe = build_recipe(inherited, values)
@@ -120,13 +123,17 @@ def _default_folder(recipe: Recipe, name: str) -> Path:
     return Path("runs") / f"{Path(recipe.model).resolve().name}-{name}"
 
 
-def export_folder(path: str | Path, to: str) -> Path:
-    """Return the default folder of an export, `exports/<name>-<to>`; a checkpoint goes by its run's name."""
+def export_folder(path: str | Path, to: str, strength: float = 1.0) -> Path:
+    """Return the default folder of an export, `exports/<name>-<to>`; a checkpoint goes by its run's name.
+
+    A `strength` other than 1 is part of the name.
+    """
     folder = given_path(path)
     source = follow(folder).resolve() if folder.exists() else folder
     run = source.parent.parent  # of <run>/checkpoints/step-000100
     is_checkpoint = step_of(source) is not None and (run / RECIPE_FILE).exists()
-    return Path("exports") / f"{(run if is_checkpoint else source).name}-{to}"
+    at = "" if strength == 1 else f"-strength-{strength:g}"
+    return Path("exports") / f"{(run if is_checkpoint else source).name}-{to}{at}"
 
 
 def require_startable(recipe: Recipe, folder: Path) -> None:

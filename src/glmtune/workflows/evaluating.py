@@ -4,13 +4,16 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from glmtune.evaluation.against import compare_scores, read_predictions
 from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
 from glmtune.evaluation.predictions import PredictionFile, predict, score_all, score_turns
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
-from glmtune.locations import Location, resolve
+from glmtune.locations import Location, find_base, resolve
 from glmtune.models.device import resolve_device
+from glmtune.models.dtype import Choice
+from glmtune.models.protocol import CausalLM
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.memory import MemoryMeter
@@ -25,26 +28,27 @@ COMPUTED_WITH = "computed_with"
 """Key in settings.json: `exact` or `fast`. `auto` chooses once; a continued evaluation keeps the choice."""
 PEAK = "peak_memory_gib"
 """Key in settings.json and scores.json: the highest memory of the process, of all parts of an evaluation."""
+AGAINST = "against"
+"""Key in scores.json: how the scores differ from those of another evaluation of the same rows."""
 TURNS = "turns"
 """Key in scores.json: the scores of each turn, if the rows are of several."""
 
 
-def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
+def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Event, None, RunResult]:
     """Answer and score the test rows; yield an event per answered row, return the scores.
 
-    Rows already answered in the folder, with the same settings, are not answered again.
+    Rows already answered in the folder, with the same settings, are not answered again. `against`: the folder
+    of another evaluation of the same rows, whose scores these are compared with.
     """
-    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)
+    if against:
+        read_predictions(against)  # a folder without any is an error now, not after minutes of answering
+    is_mixed = recipe.evaluate.strength != 1  # with its base, which may be named then
+    location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=is_mixed)
     tokenizer = tokenizer_of(location, template=recipe.template)
     settings, max_new_tokens = recipe.evaluate, longest_answer(tokenizer, recipe.data, recipe.evaluate)
     test_rows = encode_test_rows(tokenizer, recipe.data, num_new=max_new_tokens)
     yield from test_rows.notes
-    folder = recipe.output
-    if folder is None and location.run:
-        step = (location.adapter or location.base).name
-        folder = location.run / "evaluations" / f"{step}-{test_rows.name}"
-    elif folder is None:
-        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{test_rows.name}"
+    folder = evaluation_folder(recipe, location, test_rows.name)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
     # the facts name the types themselves: `auto` may mean others on the next machine
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
@@ -58,9 +62,7 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
-        model = load_location(
-            location, template=recipe.template, dtype=dtype, device=recipe.device, quant=recipe.quant
-        ).eval()
+        model = _load(recipe, location, dtype)
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
             file.record(COMPUTED_WITH, pick_compute(model, settings.compute, rows=rows))
@@ -85,10 +87,36 @@ def evaluating(recipe: Recipe) -> Generator[Event, None, RunResult]:
     compute = file.settings.get(COMPUTED_WITH, settings.compute)
     told = {TURNS: score_turns(wanted, turns), PEAK: file.settings.get(PEAK), "compute": compute}
     scores = score_all(wanted) | told
+    if against:
+        scores[AGAINST] = {"folder": str(against), "differences": compare_scores(wanted, against, turns)}
     write_json(folder / SCORES_FILE, scores)
     if recipe.output is None and location.run:
         yield renew_report(location.run)  # which shows the scores of the run's own folder
     return RunResult(folder, {}, scores)
+
+
+def evaluation_folder(recipe: Recipe, location: Location, name: str) -> Path:
+    """Return the folder of an evaluation's files: `output`, else one in the run's or in `runs`."""
+    if recipe.output:
+        return recipe.output
+    at = "" if (strength := recipe.evaluate.strength) == 1 else f"-strength-{strength:g}"
+    if location.run:
+        return location.run / "evaluations" / f"{location.trained.name}-{name}{at}"
+    return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}{at}"
+
+
+def _load(recipe: Recipe, location: Location, dtype: Choice) -> CausalLM:
+    """Load the model that answers, at the recipe's strength."""
+    strength = recipe.evaluate.strength
+    return load_location(
+        location,
+        template=recipe.template,
+        dtype=dtype,
+        device=recipe.device,
+        quant=recipe.quant,
+        strength=strength,
+        base=find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None,
+    ).eval()
 
 
 def _answer_facts(
@@ -111,6 +139,8 @@ def _answer_facts(
         "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
         "max_new_tokens": max_new_tokens,
         "compute": recipe.evaluate.compute,
+        # None for 1, so that evaluations of earlier versions, which had no strength, go on
+        "strength": None if recipe.evaluate.strength == 1 else recipe.evaluate.strength,
     }
 
 
@@ -132,3 +162,16 @@ def turns_table(scores: dict[str, Any]) -> list[tuple[str, ...]]:
         for of in scores[TURNS]
     ]
     return [("turn", "rows", *SCORE_NAMES), *lines]
+
+
+def differences_table(scores: dict[str, Any]) -> list[str]:
+    """Return lines for printing: the differences from another evaluation's scores; empty without one."""
+    if AGAINST not in scores:
+        return []
+    lines = [f"against {scores[AGAINST]['folder']}, row by row, with 95% intervals:"]
+    for turn, rows, found in scores[AGAINST]["differences"]:
+        lines.append(f"  {rows:,} rows" if turn is None else f"  turn {turn}, {rows:,} rows")
+        for name, of in found.items():
+            real = "" if of["is_real"] else ", no more than chance"
+            lines.append(f"    {name:10} {of['mean']:+.2f} ({of['low']:+.2f} to {of['high']:+.2f}){real}")
+    return lines

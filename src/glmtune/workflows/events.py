@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from glmtune.reports.before_after import AnswerPair
     from glmtune.training.loop import StepLog
 
 
@@ -84,7 +85,14 @@ class Working:
     what: str
 
 
-Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The answers to the sample questions before step 1 and at the end of a run."""
+
+    pairs: "tuple[AnswerPair, ...]"
+
+
+Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working | Compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,7 @@ class RunResult:
     metrics: dict[str, Any]
     """Training: steps, first_loss, loss, first_eval_loss, eval_loss, best_eval_loss, best_step, train_s,
     peak_memory_gib. `loss` is that of one step alone, `eval_loss` the mean over the validation rows. Empty
-    for an evaluation."""
+    for an evaluation. With the report of forgetting also `verdict`, and `general_kl` in nats a token."""
     scores: dict[str, Any]
     """Evaluation: the two score variants, num_rows, num_empty, stopped_share, compute (`exact` or `fast`),
     peak_memory_gib. Empty for a training run."""

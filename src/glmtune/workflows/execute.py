@@ -6,18 +6,26 @@
 import shlex
 import signal
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
-from glmtune.conversation import encode_messages
 from glmtune.data.batches import Batch, collate
 from glmtune.errors import TrainingError
-from glmtune.generate import Sampling, complete_texts
+from glmtune.evaluation.forgetting import Forgetting
 from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
-from glmtune.run_files import RESULT_FILE, SAMPLES_FILE, read_json_lines, remove_folder, write_json
+from glmtune.reports.before_after import pair_answers
+from glmtune.run_files import (
+    REPLAY_FILE,
+    RESULT_FILE,
+    SAMPLES_FILE,
+    read_json_lines,
+    remove_folder,
+    write_json,
+    write_text,
+)
 from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.training.loop import StepLog, fit, mean_loss
@@ -25,13 +33,17 @@ from glmtune.training.memory import is_out_of_memory
 from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
+from glmtune.workflows.before_after import SampleQuestion, ask_questions, built_in_questions, sample_questions
 from glmtune.workflows.checkpoints import restore_run, save_checkpoint
-from glmtune.workflows.events import Evaluated, Event, Note, RunResult, Stepped, Working
+from glmtune.workflows.events import Compared, Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
+from glmtune.workflows.replay import NAME, replay_text
+from glmtune.workflows.report_forgetting import advice, prompts_of, report_of_run, told
 from glmtune.workflows.reporting import renew_report
+from glmtune.workflows.retention import general_divergence
 from glmtune.workflows.room import forecast_facts, require_fitting
 from glmtune.workflows.rows import SplitRows
 
@@ -72,14 +84,20 @@ def training(
             "types": {"held": plan.base_dtype.name, "computing": plan.processes.precision},
             "trainable_parameters": num_trainable,
             "all_parameters": num_all,
+            "rows_of_several_rounds": plan.rows.num_several,
+            **prompts_of(run.reference),
         }
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
         run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
         run.writer.write_lengths(plan.rows)
+        if plan.replay and not resume:
+            write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay))
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
+            forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
+            run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
@@ -89,7 +107,7 @@ def training(
         raise
     run.processes.wait()  # until the main process has written the last line of metrics.jsonl
     record_memory(run)
-    return (yield from _finish(run))
+    return (yield from _finish(run, forgotten))
 
 
 def _train(run: Run) -> Iterator[Event]:
@@ -124,7 +142,7 @@ def _steps(run: Run) -> Iterator[Event]:
         is_last = log.step == num_steps
         meter.add(log)
         if run.is_main:
-            known = {name: value for name, value in asdict(log).items() if value != {}}
+            known = {name: value for name, value in asdict(log).items() if value not in ({}, None)}
             run.writer.add(known | {"epoch": log.step / per_epoch})
         _record_ranks(run)
         is_due = log.step % log_every == 0 or is_last
@@ -141,6 +159,7 @@ def _steps(run: Run) -> Iterator[Event]:
             yield save_checkpoint(run, is_best=is_best)
             run.meter.end("saving")
         if is_stopping and not is_last:
+            _ask(run, built_in_questions(run.recipe.samples))
             yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
             return
         if is_interrupted and not is_last:
@@ -170,7 +189,7 @@ def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:
         guard=run.guard,
         part=run.pruning,
         meter=run.meter,
-        sources=run.recipe.data.names_of_sources(),
+        sources=[*run.recipe.data.names_of_sources(), *([NAME] if plan.replay else [])],
     )
 
 
@@ -201,16 +220,18 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         progress.best_loss, progress.best_step, progress.evaluations_since_best = loss, progress.step, 0
     elif is_counted:
         progress.evaluations_since_best += 1
+    facts: dict[str, Any] = {} if is_settled else {"is_settled": False}
+    if run.reference and run.recipe.retain.report == "evaluations":
+        facts["general_kl"] = general_divergence(run.model, run.reference).mean
     if run.is_main:
-        unsettled = {} if is_settled else {"is_settled": False}
-        run.writer.add({"step": progress.step, "eval_loss": loss, **unsettled})
+        run.writer.add({"step": progress.step, "eval_loss": loss, **facts})
     if run.recipe.samples.prompts:
         yield Working("answering samples")
-    samples = _answer_samples(run)  # outside `is_main`: every process takes part in the forward passes
+    settings, is_end = run.recipe.samples, progress.step in (0, run.plan.num_steps)
+    _ask(run, [*sample_questions(settings), *(built_in_questions(settings) if is_end else ())])
     run.meter.end("evaluation")
     record_memory(run)
     if run.is_main:
-        run.writer.add_samples(progress.step, samples)
         run.writer.draw(progress.step)
     run.processes.wait()
     run.meter.end("pictures")
@@ -231,26 +252,16 @@ def _evaluation_loss(run: Run, batches: list[Batch]) -> float:
     return loss
 
 
-def _answer_samples(run: Run) -> list[tuple[str, str]]:
-    """Return each prompt of `samples.prompts` with the model's greedy answer.
-
-    Every process generates, not the main one alone: each may hold only a shard of the weights, and then a
-    forward pass needs all processes.
-    """
-    settings = run.recipe.samples
-    if not settings.prompts:
-        return []
-    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    tokenizer, taught = run.plan.tokenizer, Taught.of(run.recipe.data)
-    prompt_ids = [
-        encode_messages(tokenizer, [{"role": "user", "content": prompt}], taught=taught)
-        for prompt in settings.prompts
-    ]
-    answers = complete_texts(run.model, tokenizer, prompt_ids, sampling)
-    return list(zip(settings.prompts, answers, strict=True))
+def _ask(run: Run, questions: Sequence[SampleQuestion]) -> None:
+    """Write the model's answers to these questions to samples.jsonl."""
+    taught, longest = Taught.of(run.recipe.data), run.recipe.samples.max_new_tokens
+    # outside `is_main`: every process takes part in the forward passes
+    lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
+    if run.is_main:
+        run.writer.add_samples(run.progress.step, lines)
 
 
-def _finish(run: Run) -> Generator[Note, None, RunResult]:
+def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Event, None, RunResult]:
     """Sum metrics.jsonl up in eval.json, tell how the loss went and where to look; return the result."""
     # read back instead of kept in memory: a resumed run has the figures of the steps before it too
     lines = read_json_lines(run.writer.metrics_path) if run.is_main else []
@@ -268,15 +279,23 @@ def _finish(run: Run) -> Generator[Note, None, RunResult]:
             "train_s": sum(line.get("step_s") or 0.0 for line in steps),
             "peak_memory_gib": steps[-1].get("peak_memory_gib"),
         }
+        if forgotten:
+            metrics |= {"verdict": forgotten.verdict, "general_kl": forgotten.kl.mean}
         write_json(folder / RESULT_FILE, metrics)
         yield Note(
             f"evaluation loss: {metrics['first_eval_loss']:.4f} before, {metrics['eval_loss']:.4f} after; "
             f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
         )
+    if run.is_main and built_in_questions(run.recipe.samples):
+        yield Compared(tuple(pair_answers(read_json_lines(folder / SAMPLES_FILE))))
+    if forgotten:
+        yield from told(forgotten)
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
     if run.is_main:
         yield renew_report(folder)
     if worse := worse_warning(run.recipe.method, run.plan.lr, metrics):
         yield Note(worse, is_warning=True)
+    if forgotten and (cure := advice(forgotten, run.plan)):
+        yield cure
     return RunResult(folder, metrics, {})

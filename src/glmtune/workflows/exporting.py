@@ -59,6 +59,7 @@ class Order:
     max_rows: int = DEFAULT_ROWS
     score_rows: int = 0
     device: str = "auto"
+    strength: float = 1.0
 
 
 def exporting(order: Order) -> Generator[Note, None, ExportResult]:
@@ -72,7 +73,8 @@ def exporting(order: Order) -> Generator[Note, None, ExportResult]:
         job = _prepare(order)
         source = job.source
         size = show_size(job.num_bytes)
-        yield Note(f"{source.name}: {source.method or 'as it is'}, on {source.base}; {size} to write")
+        at = "" if source.strength == 1 else f" at strength {source.strength:g}"
+        yield Note(f"{source.name}: {source.method or 'as it is'}{at}, on {source.base}; {size} to write")
         if source.unproven:
             yield Note(source.unproven, is_warning=True)
         make_folder(order.output.parent)
@@ -142,7 +144,13 @@ def _prepare(order: Order) -> _Job:
         )
     settings = ExportSettings(DTYPES[order.dtype] if order.dtype else None, parse_size(order.max_shard_size))
     require_new(order.output, hint="name another folder: output=FOLDER; an export never replaces anything")
-    source = find_source(order.path, base=order.base, template=order.template, is_merging=not kind.is_adapter)
+    source = find_source(
+        order.path,
+        base=order.base,
+        template=order.template,
+        is_merging=not kind.is_adapter,
+        strength=order.strength,
+    )
     kind.require(source)
     require_template(source.identity.template, str(source.base))
     tokenizer = read_tokenizer(source.base, source.identity.template)
@@ -208,6 +216,7 @@ def _export_facts(order: Order, source: ExportSource, folder: Path) -> dict[str,
         "kind": order.to,
         "source": source.name,
         "base": source.location.name if not source.is_whole else str(source.base),
+        "strength": source.strength,
         "method": card.method if card else {"name": source.method} if source.method else None,
         "family": source.identity.family,
         "template": source.identity.template,

@@ -13,7 +13,7 @@ from glmtune.models.recomputing import recompute
 from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe import Recipe
-from glmtune.recipe.settings import MicroBatchSize
+from glmtune.recipe.train import MicroBatchSize
 from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent, has_room, longest_rows, measure_need, with_losses
@@ -91,7 +91,7 @@ def settled(recipe: Recipe, choice: Fitting, num_layers: int) -> Recipe:
 
 def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     """Return the least favourable process's memory and need."""
-    rows, processes, pad_id = plan.rows.train.rows, plan.processes, plan.tokenizer.pad_token_id
+    rows, processes, pad_id = plan.steps.rows, plan.processes, plan.tokenizer.pad_token_id
     longest, validated = (
         max((len(row.input_ids) for row in part), default=0) for part in (rows, plan.rows.validation.rows)
     )
@@ -189,7 +189,7 @@ def _proves_true(choice: Fitting, plan: "Plan", objective: ObjectiveModule, memo
     if processes.device.type != "cuda":
         return True
     recompute(objective.model, choice.recomputed)
-    batch = collate(longest_rows(plan.rows.train.rows, choice.extent.tokens), plan.tokenizer.pad_token_id)
+    batch = collate(longest_rows(plan.steps.rows, choice.extent.tokens), plan.tokenizer.pad_token_id)
     # the gradients are there while it is tried, the optimizer's means are not
     spare = memory.state - state_bytes(objective, None, num_processes=1)
     return not processes.is_any(not has_room(objective, batch, processes, spare=spare))

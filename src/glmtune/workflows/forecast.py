@@ -176,7 +176,7 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         need = replace(need, lost_share=0.0 if is_tight else LOST_SHARE)
     longest, validated = (
         max((len(row.input_ids) for row in part), default=0)
-        for part in (plan.rows.train.rows, plan.rows.validation.rows)
+        for part in (plan.steps.rows, plan.rows.validation.rows)
     )
     state = state_bytes(run.model, plan.recipe.train, num_processes=plan.processes.number)
     device = torch.device(machine.device)

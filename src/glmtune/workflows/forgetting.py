@@ -1,9 +1,13 @@
-"""A warning before the start of a run whose rate and length are known to lose ordinary chat (forgetting)."""
+"""Before a run: the warning of a rate and length that are known to lose ordinary chat; after it: the cures.
+
+Loads no torch.
+"""
 
 import math
 from dataclasses import dataclass
 
-from glmtune.recipe import Method
+from glmtune.recipe import Method, Recipe
+from glmtune.workflows.rates import is_rate_high, lower_rate
 
 MOST_EPOCHS = 10
 """Epochs up to which a plan is not warned of."""
@@ -69,3 +73,22 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
         f"train.epochs=2, or train.lr={math.floor(highest / digit) * digit:.0e}, or mix general "
         "conversations into your rows, one for each: docs/troubleshooting.md tells how"
     )
+
+
+def is_reported(recipe: Recipe) -> bool:
+    """True if a run ends with a report of what was forgotten."""
+    return recipe.retain.report != "off"
+
+
+def cures(recipe: Recipe, *, lr: float, epochs: float) -> str:
+    """Return the settings, for a hint, with which a run that was not `kept` forgets less."""
+    settings = []
+    if not recipe.retain.ratio:
+        settings.append("retain.ratio=0.1")
+    if is_rate_high(recipe.method, lr):
+        settings.append(f"train.lr={recipe.method.default_lr:g}")
+    if epochs > MOST_EPOCHS:
+        settings.append("train.epochs=3")
+    if not settings:
+        settings = [f"train.lr={lower_rate(recipe.method, lr):g}"]
+    return " ".join(settings)

@@ -82,7 +82,7 @@ def imagine_run(plan: "Plan", types: Types) -> ImaginedRun:
     model = _outline(plan, types, few)
     imagine(model)
     objective = build_objective(model, plan.recipe.objective)
-    row = max(plan.rows.train.rows, key=lambda row: len(row.input_ids))
+    row = max(plan.steps.rows, key=lambda row: len(row.input_ids))
     process, pad_id = ImaginedProcess(types.precision), plan.tokenizer.pad_token_id
     repeated = Repeated(layer, number - few)
     stored = scan_tensors(plan.location.folder)

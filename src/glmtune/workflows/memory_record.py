@@ -1,6 +1,7 @@
 """memory.json: the memory that a training run takes, by part and by phase, beside what was predicted."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -9,14 +10,16 @@ from glmtune.processor import mapped_bytes
 from glmtune.run_files import MEMORY_FILE
 from glmtune.training.memory import Held, weights_by_part
 from glmtune.training.optim import state_bytes
-from glmtune.workflows.assemble import Run
 from glmtune.workflows.fitting import extents
+
+if TYPE_CHECKING:
+    from glmtune.workflows.assemble import Run
 
 NAMES = {"cpu": ("resident", "anonymous"), "cuda": ("reserved", "allocated")}
 """Names of the two figures of a phase, by device."""
 
 
-def record_memory(run: Run) -> None:
+def record_memory(run: "Run") -> None:
     """Write what the run has taken so far to memory.json; all processes call it, the highest counts."""
     everyones = run.processes.gather((run.meter.process, run.meter.phases))
     if not run.is_main:
@@ -48,7 +51,7 @@ def record_memory(run: Run) -> None:
     )
 
 
-def predicted_parts(run: Run) -> dict[str, int]:
+def predicted_parts(run: "Run") -> dict[str, int]:
     """Return the bytes by part that the run's steps were expected to take."""
     if run.forecast:  # made before the weights were read
         return dict(run.forecast.phases[0].parts)
@@ -67,7 +70,7 @@ def predicted_parts(run: Run) -> dict[str, int]:
     }
 
 
-def go_on_measuring(run: Run) -> None:
+def go_on_measuring(run: "Run") -> None:
     """Let the phases of a resumed run be no lower than they were before, if that was on the same device."""
     earlier = read_json_if_there(run.writer.folder / MEMORY_FILE, is_ours=True)
     names = NAMES[run.processes.device.type]

@@ -14,6 +14,7 @@ from glmtune.workflows.assemble import assemble
 from glmtune.workflows.events import Event, Stepped, Working
 from glmtune.workflows.execute import make_steps
 from glmtune.workflows.forecast import CARDS, Forecast, forecast, this_machine
+from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.plan import Plan, planning
 from glmtune.workflows.remedies import refusing_out_of_memory
 from glmtune.workflows.room import forecast_facts
@@ -53,6 +54,10 @@ class Outlook:
     """Rows of all steps."""
     epochs: float
     rows: int
+    replay: str
+    """A line on the replay: its part of an epoch, and the prompts to answer for it; empty without any."""
+    nearness: str
+    """A line on `retain.kl` and its cost; empty without it."""
     validation_rows: int
     longest_row: int
     """Tokens."""
@@ -81,6 +86,8 @@ class Outlook:
             "samples": self.samples,
             "epochs": self.epochs,
             "rows": self.rows,
+            "replay": self.replay,
+            "nearness": self.nearness,
             "validation_rows": self.validation_rows,
             "longest_row_tokens": self.longest_row,
             "processes": self.processes,
@@ -128,8 +135,12 @@ def look_at(plan: Plan) -> Outlook:
         samples=plan.steps.num_samples(plan.num_steps),
         epochs=plan.num_steps / plan.steps.per_epoch,
         rows=len(rows),
+        nearness=cost_line(plan),
+        replay=plan.replay.note(plan.steps.epoch_rows, plan.recipe.retain.max_new_tokens)
+        if plan.replay
+        else "",
         validation_rows=len(validated),
-        longest_row=max(len(row.input_ids) for row in rows),
+        longest_row=max(len(row.input_ids) for row in plan.steps.rows),
         processes=plan.processes.number,
         here=forecast(plan, this_machine()),
         cards=tuple(cards),
@@ -156,7 +167,7 @@ def measure_speed(plan: Plan) -> Generator[Event, None, Speed]:
     counted = logs[WARM_UP:] or logs
     seconds = [log.step_s for log in counted]
     tokens_per_s = sum(log.tokens_per_s * log.step_s for log in counted) / sum(seconds)
-    rows = plan.rows.train.rows
+    rows = plan.steps.rows
     tokens = sum(len(row.input_ids) for row in rows) / len(rows) * plan.steps.num_samples(plan.num_steps)
     evaluations = 1 + -(-plan.num_steps // plan.eval_every)  # the first one before step 1
     total_s = tokens / tokens_per_s + evaluations * evaluation_s

@@ -21,18 +21,20 @@ from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
-from glmtune.recipe import Data, Method, Recipe, Train
-from glmtune.recipe.settings import DEFAULT_EPOCHS
+from glmtune.recipe import Method, Recipe, Train
+from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
 from glmtune.training.processes import Processes
 from glmtune.workflows.early import require_startable, run_folder
 from glmtune.workflows.events import Note
 from glmtune.workflows.forgetting import chat_loss_warning
+from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
+from glmtune.workflows.replay import Replay, plan_replay, with_ratio
 from glmtune.workflows.resuming import as_begun, require_resumable
-from glmtune.workflows.rows import EncodedRows, SplitRows, hash_rows, training_rows
+from glmtune.workflows.rows import EncodedRows, SplitRows, hash_rows, read_and_split, training_rows
 
 FEW_STEPS = 20
 """Fewer steps teach hardly anything: each moves a weight by no more than about the rate, 1e-4 for LoRA, and
@@ -61,6 +63,8 @@ class Plan:
     row_hashes: Mapping[str, str]
     """SHA-256 of each data file, as env.json and every card keep them."""
     steps: Steps
+    replay: Replay | None
+    """General prompts with the base's answers, among the rows of the steps; None without any."""
     num_steps: int
     notes: tuple[Note, ...]
     """The notes that `planning` has yielded."""
@@ -89,6 +93,8 @@ class Plan:
             yield Note(fp16)
         if warning := plan_warning(method, self.lr, self.steps, self.num_steps):
             yield Note(warning, is_warning=True)
+        if nearness := cost_line(self):
+            yield Note(nearness)
         if settings.warmup_steps >= self.num_steps:
             text = (
                 f"train.warmup_steps: {settings.warmup_steps} of {self.num_steps} steps, so the peak rate is "
@@ -107,9 +113,8 @@ def planning(
     not. Raises `ConfigError`, `DataError` and `CheckpointError`; writes nothing.
     """
     # 1. the recipe: what a run that is resumed, or an adapter that is trained on, has settled already
-    if resume:
-        recipe = as_begun(recipe, run_folder(recipe))
-    recipe = with_default_rate(with_parent(recipe))
+    begun = as_begun(recipe, run_folder(recipe)) if resume else recipe
+    recipe = with_default_rate(with_parent(begun))
     folder = run_folder(recipe)
     if resume:
         require_resumable(recipe, folder)
@@ -124,26 +129,26 @@ def planning(
     processes = start_processes(recipe.device)
     # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
-    encoded, row_hashes = training_rows(tokenizer, recipe.data, rows), hash_rows(recipe.data)
-    steps = share_rows(encoded, recipe, processes)
+    recipe, split = with_ratio(recipe, tokenizer), rows or read_and_split(recipe.data)
+    encoded, row_hashes = training_rows(tokenizer, recipe.data, split), hash_rows(recipe.data)
+    replay = plan_replay(recipe, tokenizer, split, len(encoded.train.rows), folder if resume else None)
+    steps = share_rows(encoded, recipe, processes, replay)
     num_steps = count_steps(recipe.train, steps)
     notes: list[Note] = []
+    mixed, texts = mixture_notes(recipe, steps, replay), text_warnings(recipe.data, location)
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    for note in chain(encoded.notes, mixture_notes(recipe.data, steps), text_warnings(recipe.data, location)):
+    few = few_steps_warning(recipe, location, steps, num_steps)
+    for note in chain(encoded.notes, mixed, texts, rounds_note(encoded), few):
         notes.append(note)
         yield note
-    few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)
-    if few_steps := few_for_method or short_warning(recipe.train, steps, num_steps):
-        notes.append(Note(few_steps, is_warning=True))
-        yield notes[-1]
     # 4. types: all ranks take rank 0's choice, for another card might choose another type
     base_dtype = processes.firsts(choose_type(location, recipe.dtype, processes.device, recipe.quant))
     precision = choose_precision(recipe.train.precision, base_dtype, processes.device)
     processes.precision = precision
     base_dtype = with_precision(base_dtype, precision, processes.device)
-    settled = recipe.train.model_copy(update={"precision": precision})
+    train = recipe.train.model_copy(update={"precision": precision})
     return Plan(
-        recipe=recipe.model_copy(update={"dtype": base_dtype.name, "train": settled}),
+        recipe=recipe.model_copy(update={"dtype": base_dtype.name, "train": train}),
         asked=recipe,
         folder=folder,
         location=location,
@@ -153,6 +158,7 @@ def planning(
         rows=encoded,
         row_hashes=row_hashes,
         steps=steps,
+        replay=replay,
         num_steps=num_steps,
         notes=tuple(notes),
         is_resumed=resume,
@@ -176,7 +182,9 @@ def start_processes(device: str) -> Processes:
     return Processes(resolve_device(device))
 
 
-def share_rows(rows: EncodedRows, recipe: Recipe, processes: Processes) -> Steps:
+def share_rows(
+    rows: EncodedRows, recipe: Recipe, processes: Processes, replay: Replay | None = None
+) -> Steps:
     """Return the rows of each step, and this process's share of them.
 
     Raises `ConfigError` for a source with a share of each epoch and no row.
@@ -191,9 +199,13 @@ def share_rows(rows: EncodedRows, recipe: Recipe, processes: Processes) -> Steps
                 hint="leave it out of data.train, or keep rows of it: data.holdout_rows and limits of rows "
                 "and of their lengths take some",
             )
+    batch_size = settings.batch_size
+    if replay:
+        draws = (*(draws or (counts[i] for i in range(len(sources)))), replay.per_epoch)
+        batch_size = replay.batch_size(len(rows.train.rows), batch_size)
     return Steps(
-        rows.train.rows,
-        batch_size=settings.batch_size,
+        [*rows.train.rows, *(replay.rows if replay else ())],
+        batch_size=batch_size,
         micro_batch_size=settings.micro_batch_size,
         seed=settings.seed,
         rank=processes.rank,
@@ -202,18 +214,38 @@ def share_rows(rows: EncodedRows, recipe: Recipe, processes: Processes) -> Steps
     )
 
 
-def mixture_notes(data: Data, steps: Steps) -> Iterator[Note]:
-    """Yield a line for each source of a mixture: the rows that an epoch draws from it."""
-    counts = Counter(row.source for row in steps.rows)
-    for i, (source, count) in enumerate(zip(data.sources, steps.draws or (), strict=False)):
+def mixture_notes(recipe: Recipe, steps: Steps, replay: Replay | None) -> Iterator[Note]:
+    """Yield a line for each source of a mixture, and for the replay: the rows that an epoch draws from it."""
+    counts, sources = Counter(row.source for row in steps.rows), recipe.data.sources
+    is_mixed = any(source.weight or source.ratio for source in sources)
+    draws = steps.draws if is_mixed and steps.draws else ()
+    for i, (source, count) in enumerate(zip(sources, draws, strict=False)):
         times = f"each {count / counts[i]:.3g} times" if counts[i] else "it has none"
-        text = f"{source.path}: {count:,} of the {len(steps.rows):,} rows of an epoch, {times}"
-        yield Note(f"{text} ({count / len(steps.rows):.1%})", is_warning=not count)
+        text = f"{source.path}: {count:,} of the {steps.epoch_rows:,} rows of an epoch, {times}"
+        yield Note(f"{text} ({count / steps.epoch_rows:.1%})", is_warning=not count)
+    if replay:
+        yield Note(replay.note(steps.epoch_rows, recipe.retain.max_new_tokens))
 
 
 def count_steps(settings: Train, steps: Steps) -> int:
     """Return the number of optimizer steps: `train.steps`, else the epochs in steps, rounded up."""
     return settings.steps or math.ceil((settings.epochs or DEFAULT_EPOCHS) * steps.per_epoch)
+
+
+def few_steps_warning(recipe: Recipe, location: Location, steps: Steps, num_steps: int) -> Iterator[Note]:
+    """Yield a warning if the steps are too few for the method, or for anything to be learned."""
+    few_for_method = None if is_pruned(location) else steps_warning(recipe.method, num_steps)
+    if few_steps := few_for_method or short_warning(recipe.train, steps, num_steps):
+        yield Note(few_steps, is_warning=True)
+
+
+def rounds_note(rows: EncodedRows) -> Iterator[Note]:
+    """Yield a line for rows of one round each: they train no answer that follows another."""
+    if not rows.num_several:
+        yield Note(
+            "all rows have one round: answers to a second question are not trained, and may get worse "
+            "(docs/forgetting.md)"
+        )
 
 
 def short_warning(settings: Train, steps: Steps, num_steps: int) -> str | None:
@@ -222,7 +254,7 @@ def short_warning(settings: Train, steps: Steps, num_steps: int) -> str | None:
         return None
     plural = "s" if num_steps > 1 else ""
     return (
-        f"train.epochs: {settings.epochs or DEFAULT_EPOCHS:g} of {len(steps.rows)} rows, {steps.batch_size} "
+        f"train.epochs: {settings.epochs or DEFAULT_EPOCHS:g} of {steps.epoch_rows} rows, {steps.batch_size} "
         f"a step, make only {num_steps} step{plural}: hardly anything will be learned; set "
         f"train.epochs={math.ceil(FEW_STEPS / steps.per_epoch)} or more"
     )
@@ -244,12 +276,12 @@ def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str
     return (
         f"plan: {num_steps} steps of up to {steps.batch_size} {rows}, "
         f"{steps.num_samples(num_steps)} samples in all, "
-        f"{num_steps / steps.per_epoch:.2f} epochs of {len(steps.rows)} examples; "
+        f"{num_steps / steps.per_epoch:.2f} epochs of {steps.epoch_rows} examples; "
         f"{processes} process{'es' if processes > 1 else ''} on {device.type}, {precision}"
     )
 
 
 def plan_warning(method: Method, lr: float, steps: Steps, num_steps: int) -> str | None:
     """Return a warning if runs like this one have lost ordinary chat."""
-    rows, epochs = len(steps.rows), num_steps / steps.per_epoch
+    rows, epochs = steps.epoch_rows, num_steps / steps.per_epoch
     return chat_loss_warning(method, rows=rows, steps=num_steps, epochs=epochs, lr=lr)

@@ -17,7 +17,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Data, Evaluation, Train, load_recipe
 from glmtune.recipe.parse import build_part
-from glmtune.recipe.settings import MicroBatchSize
+from glmtune.recipe.train import MicroBatchSize
 from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.loop import mean_loss

@@ -1,5 +1,6 @@
 """Resume a run with the settings and rows it began with. Loads no torch."""
 
+import hashlib
 import json
 import shlex
 from functools import partial
@@ -10,7 +11,7 @@ from glmtune.errors import ConfigError
 from glmtune.files import read_json
 from glmtune.locations import lasting_name, runs_hint
 from glmtune.recipe import Data, Recipe, load_recipe
-from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, last_checkpoint
+from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, REPLAY_FILE, last_checkpoint
 from glmtune.values import shown
 from glmtune.workflows.rows import full_path, hash_rows
 
@@ -44,12 +45,13 @@ def require_run(folder: Path) -> None:
 def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Raise `ConfigError` unless recipe and rows are those that the run began with."""
     require_run(folder)
-    begun = load_recipe(folder / RECIPE_FILE)
+    begun = as_begun(load_recipe(folder / RECIPE_FILE), folder)
     before, now = (_flatten(with_full_paths(r).model_dump(mode="json")) for r in (begun, recipe))
     changed = [key for key in {**now, **before} if key not in FREE and before.get(key) != now.get(key)]
     files = [key for key in ("data.train", "data.validation") if key in changed]
     if not files:  # with other files named, their hashes cannot be compared
         _require_same_rows(recipe.data, folder)
+    _require_same_replay(folder)
     if changed:
         key = (files or changed)[0]
         value = now.get(key)
@@ -81,6 +83,18 @@ def _require_same_rows(data: Data, folder: Path) -> None:
         )
 
 
+def _require_same_replay(folder: Path) -> None:
+    """Raise `ConfigError` if a run's replay is not the one in env.json."""
+    recorded = read_json(folder / ENVIRONMENT_FILE, is_ours=True).get("replay_sha256")
+    path = folder / REPLAY_FILE
+    if recorded and not (path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == recorded):
+        what = "not those that this run began with" if path.is_file() else "gone"
+        raise ConfigError(
+            f"{path}: the base's answers are {what}",
+            hint="put the file back from a copy, or train anew, with another folder: output=FOLDER",
+        )
+
+
 def _flatten(values: dict[str, Any], group: str = "") -> dict[str, Any]:
     """Return nested settings as one dict by full name, such as `train.lr`."""
     flat: dict[str, Any] = {}
@@ -100,10 +114,13 @@ def as_begun(recipe: Recipe, folder: Path) -> Recipe:
         for name in ("micro_batch_size", "gradient_checkpointing", "precision")
         if getattr(recipe.train, name) == "auto"
     }
+    # a run of a version that had no replay has no ratio in its recipe
+    ratio = (begun.retain.ratio or 0.0) if recipe.retain.ratio is None else recipe.retain.ratio
     settled: dict[str, Any] = {
         "train": recipe.train.model_copy(update=train),
         "revision": begun.revision if recipe.revision is None else recipe.revision,
         "dtype": begun.dtype if recipe.dtype == "auto" else recipe.dtype,
+        "retain": recipe.retain.model_copy(update={"ratio": ratio}),
     }
     return recipe.model_copy(update=settled)
 
@@ -119,5 +136,8 @@ def with_full_paths(recipe: Recipe) -> Recipe:
         data["train"] = tuple(
             source.model_copy(update={"path": full_path(source.path)}) for source in recipe.data.train
         )
+    retain = recipe.retain
+    if retain.prompts:
+        retain = retain.model_copy(update={"prompts": full_path(retain.prompts)})
     models = {"model": lasting_name(recipe.model), "base": recipe.base and Path(lasting_name(recipe.base))}
-    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data)})
+    return recipe.model_copy(update={**models, "data": recipe.data.model_copy(update=data), "retain": retain})

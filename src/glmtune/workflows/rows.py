@@ -40,6 +40,8 @@ class EncodedRows:
     notes: tuple[Note, ...]
     num_empty: Mapping[str, int]
     """As of `SplitRows`."""
+    num_several: int
+    """Training rows of several rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def read_and_split(data: Data) -> SplitRows:
     if data.train is None:
         raise ConfigError("data.train: missing", hint="name a training file: data.train=my.json")
     datasets = read_sources(data)
+    _check_fill(data, datasets)
     train, validation_notes = _join_sources(data, datasets), list[Note]()
     read = list(zip((source.path for source in data.sources), datasets, strict=True))
     validation: Sequence[Example]
@@ -83,6 +86,16 @@ def read_and_split(data: Data) -> SplitRows:
             notes.append(Note(twice, is_warning=True))
     num_empty = {str(path): len(dataset.empty) for path, dataset in read if dataset.empty}
     return SplitRows(used, validation, (*notes, *validation_notes), num_empty)
+
+
+def _check_fill(data: Data, datasets: Sequence[Dataset]) -> None:
+    """Raise `ConfigError` for a word of `data.fill` whose placeholder no training row has."""
+    used = {name for dataset in datasets for name in dataset.filled}
+    if unused := next((name for name in data.fill if name not in used), None):
+        raise ConfigError(
+            f"data.fill.{unused}: no training row has {{{{{unused}}}}}",
+            hint="leave it out, or spell it as the rows do",
+        )
 
 
 def _plan_line(data: Data, num_used: int, num_train: int, num_validation: int, validation_text: str) -> str:
@@ -117,7 +130,8 @@ def training_rows(tokenizer: "Tokenizer", data: Data, rows: SplitRows | None = N
         if part.report.warning:
             notes.append(Note(f"{name} rows: {part.report.warning}", is_warning=True))
         notes += _longer_than_context(name, [len(row.input_ids) for row in part.rows], tokenizer, data)
-    return EncodedRows(encoded, held_out, tuple(notes), rows.num_empty)
+    num_several = sum(sum(message.role == "user" for message in row.messages) > 1 for row in train)
+    return EncodedRows(encoded, held_out, tuple(notes), rows.num_empty, num_several)
 
 
 def _longer_than_context(

@@ -98,10 +98,10 @@ class RunWriter:
         """Let the programs of `report_to` finish."""
         self._trackers.close()
 
-    def add_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
-        """Append the sample prompts with their answers at a step to samples.jsonl."""
-        for prompt, answer in samples:
-            append_json(self._samples_path, {"step": step, "prompt": prompt, "answer": answer})
+    def add_samples(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Append the answers to the sample questions at a step to samples.jsonl."""
+        for line in lines:
+            append_json(self._samples_path, {"step": step, **line})
 
     def add_ranks(self, step: int, ranks: Mapping[str, int]) -> None:
         """Append AdaLoRA's ranks from a step on, by the layer's name, to ranks.jsonl."""

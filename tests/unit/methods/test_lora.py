@@ -76,6 +76,11 @@ def test_adapters_that_are_saved_and_loaded_or_merged_give_the_same_logits(kind:
         ("experts", "is a Glm4Moe.* in this model"),
         ("gate_up_proj", r"is a parameter of shape \[4, 32, 32\] in this model"),
         ("query_key_value", "no linear layer called 'query_key_value'"),
+        (
+            "mlp",
+            "mlp is gate_proj, up_proj, down_proj; gate_proj is also what this model's experts are made of",
+        ),
+        ("all_linear", "all_linear is q_proj, .*, down_proj; gate_proj is also what this model's experts"),
     ],
 )
 @pytest.mark.parametrize("method", [Lora, AdaLora])
@@ -85,7 +90,12 @@ def test_of_a_model_with_experts_the_attention_alone_is_adapted(
     model = build_upstream_outline(experts)
     with pytest.raises(ConfigError, match=why) as caught:
         apply_method(model, method(target_modules=("o_proj", name)))
-    assert caught.value.hint == "possible are q_proj, k_proj, v_proj, o_proj, lm_head"
+    assert caught.value.hint == "possible are q_proj, k_proj, v_proj, o_proj, lm_head; or a set: attention"
+
+
+@pytest.mark.parametrize("value", ["all_linear", "all-linear", "all", ["all"]])
+def test_all_linear_layers_have_the_names_that_other_programs_give_them(value: object) -> None:
+    assert Lora.model_validate({"target_modules": value}).target_modules == ("all_linear",)
 
 
 @pytest.fixture(scope="module")

@@ -30,6 +30,7 @@ from glmtune.reports.html.charts import (
 from glmtune.reports.html.page import FOLDER, render
 from glmtune.reports.recorded_run import read_run
 from glmtune.reports.texts import Text, all_texts, in_bytes, in_time
+from glmtune.run_files import write_json
 from unit.report.test_compare import write_lines, write_run
 
 NAME = Text.of("a")
@@ -137,10 +138,12 @@ def test_every_text_has_both_languages_and_is_used() -> None:
     assert all(text.en.strip() and text.zh.strip() for text in texts.values())
     code = "".join(
         path.read_text(encoding="utf-8")
-        for path in (*FOLDER.iterdir(), FOLDER.parent / "card.py")
+        for path in (*FOLDER.iterdir(), *FOLDER.parent.glob("*.py"))
         if path.is_file()
     )
-    made = re.compile(r"part_|cut_|drop_|rows_|training_|figure_")  # of a name in a file
+    made = re.compile(
+        r"part_|cut_|drop_|rows_|training_|figure_|general_|checkup_q_|kept_(ended|repeated)_share"
+    )  # of a name in a file
     unused = [key for key in texts if not made.match(key) and not re.search(rf"['\"]{key}['\"]", code)]
     assert not unused
     fields = re.compile(r"{(\w+)}")
@@ -314,3 +317,35 @@ def test_ranks_fill_the_axis_and_equal_neighbours_are_one_cell() -> None:
 )
 def test_sizes_and_times_have_their_units(shown: str, expected: str) -> None:
     assert shown == expected
+
+
+def test_the_page_shows_what_was_kept_of_the_base(run: Path) -> None:
+    content = render([read_run(run)], "en")
+    for words in (
+        "forgot: on 2 general prompts 0.25 nats a token from the base",
+        "forgot：在 2 个通用提示上与基座相差每 token 0.25 nat",
+        "天空为什么是蓝色的？",
+        "蓝色的光散射得最多。",
+        "小橙: said elsewhere",
+    ):
+        assert words in content
+    assert "Sort a list." not in content  # whose answer is the base's
+
+
+def test_a_run_without_a_report_is_told_how_to_have_one(tmp_path: Path) -> None:
+    run = write_full_run(tmp_path / "run")
+    (run / "forgetting.json").unlink()
+    content = render([read_run(run)], "en")
+    assert "Not measured; this measures it:" in content
+    assert f"glmtune evaluate {run.resolve()} --general" in content
+
+
+def test_the_report_of_the_best_checkpoint_is_the_one_shown(tmp_path: Path) -> None:
+    run = write_full_run(tmp_path / "run")
+    best = read_run(run).checkpoint
+    assert best is not None
+    facts = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    folder = run / "evaluations" / f"{best.name}-general"
+    folder.mkdir()
+    write_json(folder / "forgetting.json", facts | {"verdict": "kept"})
+    assert "kept: on 2 general prompts" in render([read_run(run)], "en")

@@ -61,6 +61,17 @@ def colours(path: Path) -> set[str]:
     return {f"#{code:06X}" for code in set(codes[:, : WIDTH // 2].ravel().tolist())}
 
 
+@pytest.mark.parametrize("num_steps", [5, 200])
+def test_the_divergence_that_counts_in_the_loss_is_drawn_beside_it(num_steps):
+    near = [line | {"kl": 0.01 * line["step"]} for line in run(num_steps) if "loss" in line]
+    for metrics, number in ((run(num_steps), 0), (near, 1)):
+        axes, *own = draw_loss(metrics, title="r").axes
+        assert all(line.get_label() != "divergence from the base" for line in axes.lines)
+        drawn = [line for each in own for line in each.lines]
+        assert len(drawn) == number
+        assert all(line.get_ydata()[-1] == pytest.approx(0.01 * num_steps, rel=0.3) for line in drawn)
+
+
 @pytest.mark.parametrize(
     "metrics",
     [

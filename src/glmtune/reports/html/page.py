@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
@@ -66,14 +67,23 @@ def write_report(
 
 def render(runs: Sequence[RecordedRun], language: Language) -> str:
     """Return the page of one run or of several. Raises `CheckpointError` for a damaged file of a run."""
-    script = read_text(FOLDER / "report.js")
     comparison = compare_runs([run.path for run in runs]) if len(runs) > 1 else None
     names = [run.name for run in comparison.runs] if comparison else [runs[0].path.resolve().name]
-    return _template().render(
-        language=language,
+    return render_page(
+        "report.html.jinja",
+        language,
         title=" · ".join(names),
         runs=[describe_run(run, name) for run, name in zip(runs, names, strict=True)],
         side_by_side=_side_by_side(runs, comparison) if comparison else None,
+    )
+
+
+def render_page(name: str, language: Language, **parts: Any) -> str:  # Any: whatever the template names
+    """Return the page of a template in this folder: style and script are in it, it opens nothing else."""
+    script = read_text(FOLDER / "report.js")
+    return _template(name).render(
+        language=language,
+        **parts,
         style=Markup(read_text(FOLDER / "report.css")),
         script=Markup(script),
         # the one script that may run, whatever else a file of the run may hold
@@ -83,7 +93,7 @@ def render(runs: Sequence[RecordedRun], language: Language) -> str:
 
 
 @cache
-def _template() -> Template:
+def _template(name: str) -> Template:
     environment = Environment(
         loader=FileSystemLoader(FOLDER),
         autoescape=True,
@@ -93,7 +103,7 @@ def _template() -> Template:
     )
     environment.filters["both"] = in_both
     environment.globals["t"] = lambda key, **values: in_both(text(key, **values))
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(name)
 
 
 def in_both(words: Text) -> Markup:
@@ -166,6 +176,12 @@ def _figures(runs: Sequence[RunFigures]) -> Iterator[tuple[Text, list[str | None
             for run in runs
         ],
     )
+    if any(run.verdict for run in runs):
+        kls = [run.general_kl for run in runs]
+        yield (
+            text("verdict"),
+            [None if kl is None else f"{run.verdict} ({kl:.3g})" for run, kl in zip(runs, kls, strict=True)],
+        )
     kinds = {scores.key: scores for run in runs for scores in run.scores}
     for key, example in kinds.items():
         of_runs = [next((each.values for each in run.scores if each.key == key), {}) for run in runs]

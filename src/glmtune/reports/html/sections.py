@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from glmtune.evaluation.metrics import METRICS, VARIANTS
 from glmtune.files import read_json_if_there, read_text
+from glmtune.reports.before_after import SampleAnswer, group_answers
 from glmtune.reports.comparable import describe_evaluation_rows, describe_training_rows
 from glmtune.reports.compare import flatten
 from glmtune.reports.curves import is_wide, read_curve, read_source_curves
@@ -21,7 +22,8 @@ from glmtune.reports.html.charts import (
     run_series,
     smoothed,
 )
-from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_scores
+from glmtune.reports.html.forgetting import Kept, describe_forgetting
+from glmtune.reports.recorded_run import RecordedRun, Scores, describe_method, read_forgetting, read_scores
 from glmtune.reports.texts import Text, in_bytes, in_time, text, text_or_name
 from glmtune.run_files import DATA_FILE, MEMORY_FILE, RANKS_FILE, RECIPE_FILE, read_json_lines
 
@@ -45,6 +47,8 @@ FIGURES = (
     Figure("tokens_per_s", text("throughput"), text("throughput_unit"), is_noisy=True, from_zero=True),
     Figure("memory_gib", text("memory_curve"), text("memory_unit"), is_noisy=False, from_zero=True),
     Figure("grad_norm", text("gradient"), text("gradient_unit"), is_noisy=True, from_zero=False),
+    Figure("kl", text("near_curve"), text("near_unit"), is_noisy=True, from_zero=True),
+    Figure("general_kl", text("kept_curve"), text("kept_unit"), is_noisy=False, from_zero=True),
 )
 """The charts below that of the loss."""
 
@@ -80,6 +84,7 @@ class MemoryTable:
 class Prompt:
     """A sample prompt with its answers: those of the first and of the best evaluation, and all by step."""
 
+    asked: Text
     prompt: str
     shown: list[tuple[Text, str]]
     answers: list[tuple[int, str]]
@@ -108,6 +113,7 @@ class RunPage:
     prompts: list[Prompt]
     scores: list[tuple[Text, Text, list[tuple[str, str, Text, float]]]]
     """Rows of an evaluation, by which checkpoint, and of each score its name, value, best and share of it."""
+    kept: Kept | None
     memory: MemoryTable | None
     rows: list[RowCounts]
     lengths: Chart | None
@@ -124,6 +130,7 @@ def describe_run(run: RecordedRun, name: str) -> RunPage:
     facts = read_json_if_there(run.path / DATA_FILE, is_ours=True)
     memory = read_json_if_there(run.path / MEMORY_FILE, is_ours=True)
     scores = read_scores(run)
+    kept = describe_forgetting(read_forgetting(run))
     state = "state_finished" if run.is_finished else "state_stopped" if run.training else "state_new"
     files_of_rows = {"train": describe_training_rows(run), "validation": describe_evaluation_rows(run)}
     set_here = run.recipe.model_dump(mode="json", exclude_defaults=True)
@@ -133,10 +140,11 @@ def describe_run(run: RecordedRun, name: str) -> RunPage:
         base=Path(run.base).name or run.base,
         method=describe_method(run.recipe.method),
         state=text(state, step=f"{run.num_steps:,}"),
-        tiles=list(_tiles(run, memory)),
+        tiles=list(_tiles(run, memory, kept)),
         charts=list(_charts(run)),
         prompts=list(_prompts(run)),
         scores=[_scores(each) for each in scores],
+        kept=kept,
         memory=_memory(memory) if memory else None,
         rows=[
             RowCounts(text(f"rows_{name}"), files, list(_counts(facts[name])) if facts.get(name) else [])
@@ -164,12 +172,14 @@ def loss_chart(title: Text, series: list[Series], *, best: tuple[int, float] | N
     return curve_chart(title, text("loss_log" if is_wide(losses) else "loss_unit"), series, best=best)
 
 
-def _tiles(run: RecordedRun, memory: Mapping[str, Any]) -> Iterator[Tile]:
+def _tiles(run: RecordedRun, memory: Mapping[str, Any], kept: Kept | None) -> Iterator[Tile]:
     best, seconds = run.best_step, run.seconds[max(run.seconds)]
     if best is not None:
         first = f"{run.evaluation[0]:.3g} → " if 0 in run.evaluation else ""
         value = f"{first}{run.evaluated[best]:.3g}"
         yield Tile(text("evaluation_loss"), value, text("best_at", step=f"{best:,}"))
+    if kept:
+        yield Tile(text("verdict"), kept.verdict, text("verdict_note", kl=kept.kl))
     yield Tile(text("training_time"), in_time(seconds), text("num_steps", steps=f"{run.num_steps:,}"))
     if (rate := run.tokens_per_s()) is not None:
         note = text("steps_s", value=f"{len(run.training) / seconds:.3g}") if seconds else None
@@ -206,17 +216,25 @@ def _charts(run: RecordedRun) -> Iterator[Chart]:
 
 
 def _prompts(run: RecordedRun) -> Iterator[Prompt]:
-    # a resumed run repeats evaluations: the last answer of a step counts
-    answers: dict[str, dict[int, str]] = {}
-    for line in run.samples:
-        answers.setdefault(line["prompt"], {})[line["step"]] = line["answer"]
-    for prompt, by_step in answers.items():
-        after = run.samples_step
-        shown = [(text("before"), by_step[0])] if 0 in by_step else []
-        if after and after in by_step:
-            key = "best_step" if after == run.best_step else "at_step"
-            shown.append((text(key, step=f"{after:,}"), by_step[after]))
-        yield Prompt(prompt, shown, sorted(by_step.items()))
+    for asked, by_step in group_answers(run.samples).items():
+        after = run.samples_step if run.samples_step in by_step else max(by_step)
+        shown = [(_when(text("before"), by_step[0]), by_step[0].text)] if 0 in by_step else []
+        if after:
+            when = text("best_step" if after == run.best_step else "at_step", step=f"{after:,}")
+            shown.append((_when(when, by_step[after]), by_step[after].text))
+        label = text("asked") if asked.seed is None else text("asked_with_seed", seed=asked.seed)
+        by_number = [(step, answer.text) for step, answer in sorted(by_step.items())]
+        yield Prompt(label, "\n".join(asked.turns), shown, by_number)
+
+
+def _when(when: Text, answer: SampleAnswer) -> Text:
+    """Return the head of an answer: when it was given, the time that it took, whether it is right."""
+    heads = [when]
+    if answer.seconds is not None:
+        heads.append(Text.of(in_time(answer.seconds)))
+    if answer.is_right is not None:
+        heads.append(text("right" if answer.is_right else "wrong"))
+    return Text(*(" · ".join(words) for words in zip(*heads, strict=True)))
 
 
 def _scores(scores: Scores) -> tuple[Text, Text, list[tuple[str, str, Text, float]]]:
@@ -272,6 +290,7 @@ def _commands(run: RecordedRun) -> Iterator[tuple[Text, str]]:
         yield text("go_on"), f"glmtune train {folder} --resume"
     yield text("talk"), f"glmtune chat {folder}"
     yield text("score_it"), f"glmtune evaluate {folder} --data FILE"
+    yield text("measure_it"), f"glmtune evaluate {folder} --general"
     yield text("renew"), f"glmtune report {folder}"
 
 
