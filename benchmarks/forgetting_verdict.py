@@ -1,11 +1,12 @@
 """How well the divergence on general prompts tells the real drop, and the thresholds that follow.
 
-The real drop of a run is that of its `hits`: tokens of held-out general rows, answered as they truly were,
-that are the model's likeliest. A drop that matters is 5 % of the base's; no verdict is made from these rows.
+What a run really lost is read from held-out general rows with their true answers, which no verdict knows:
+their loss has risen by 5 % of the base's or more. Beside it stands a coarser score, `hits`: the share of
+their tokens that are the model's likeliest.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import sqrt
 from typing import Any
@@ -22,15 +23,20 @@ class Judged:
 
     base: str
     kl: float
+    rise: float
+    """Of the rows' loss, in parts of the base's: 0.05 for 5 %."""
     drop: float
-    """Of the base's score, 0.05 for 5 %."""
-    loss_rise: float
-    """Of the loss of the same rows, in parts of the base's."""
+    """Of their `hits`, in parts of the base's."""
 
     @property
     def has_lost(self) -> bool:
-        """Whether the drop matters."""
-        return self.drop >= MATTERS
+        """Whether the rise of the loss matters."""
+        return self.rise >= MATTERS
+
+    @property
+    def by_hits(self) -> "Judged":
+        """The same run, its loss judged by the hits."""
+        return replace(self, rise=self.drop)
 
 
 def judged(lines: Iterable[Facts]) -> list[Judged]:
@@ -39,21 +45,20 @@ def judged(lines: Iterable[Facts]) -> list[Judged]:
     for line in lines:
         if "kl" in line:
             (base_hits, hits), (base_loss, loss) = line["general_hits"], line["general_loss"]
-            found.append(
-                Judged(line["base"], line["kl_likeliest"], 1 - hits / base_hits, loss / base_loss - 1)
-            )
+            rise, drop = loss / base_loss - 1, 1 - hits / base_hits
+            found.append(Judged(line["base"], line["kl_likeliest"], rise, drop))
     return found
 
 
 def auroc(runs: Sequence[Judged]) -> float:
-    """Chance that of a run with a drop and one without, drawn at random, the first diverges more."""
+    """Chance that of a run that lost and one that kept, drawn at random, the first diverges more."""
     lost, kept = ([run.kl for run in runs if run.has_lost is one] for one in (True, False))
     pairs = [(one > other) + (one == other) / 2 for one in lost for other in kept]
     return sum(pairs) / len(pairs)
 
 
 def rates(runs: Sequence[Judged], threshold: float) -> tuple[float, float]:
-    """Shares of the runs without a drop, and of those with one, that are called `forgot`."""
+    """Shares of the runs that lost nothing, and of those that lost, from the threshold on."""
     parts = [[run.kl >= threshold for run in runs if run.has_lost is one] for one in (False, True)]
     false, true = (sum(part) / len(part) if part else 0.0 for part in parts)
     return false, true

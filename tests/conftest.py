@@ -126,10 +126,23 @@ ASKED = ("tests/cli/test_demo.py", "tests/unit/workflows/test_before_after.py")
 """Tests whose runs ask the built-in questions, which takes longer than a tiny run."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_built_in_questions() -> Iterator[tuple[before_after.SampleQuestion, ...]]:
+    """Have runs ask no built-in questions, those of fixtures too; gives the questions."""
+    questions = before_after.QUESTIONS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(before_after, "QUESTIONS", ())
+        yield questions
+
+
 @pytest.fixture(autouse=True)
-def _no_built_in_questions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.node.nodeid.startswith(ASKED):
-        monkeypatch.setattr(before_after, "QUESTIONS", ())
+def _built_in_questions(
+    request: pytest.FixtureRequest,
+    _no_built_in_questions: tuple[before_after.SampleQuestion, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if request.node.nodeid.startswith(ASKED):
+        monkeypatch.setattr(before_after, "QUESTIONS", _no_built_in_questions)
 
 
 REPORTED = (

@@ -40,7 +40,9 @@ SIGNATURES = {
     "score": "(predictions, references, variant='thudm')",
     "plan": "(recipe=None, *, probe=False, quiet=False, on_event=None, **settings)",
     "train": "(recipe=None, *, resume=False, force=False, quiet=False, on_event=None, **settings)",
-    "evaluate": "(recipe, *, data=None, output=None, quiet=False, on_event=None)",
+    "evaluate": (
+        "(recipe, *, data=None, output=None, against=None, general=False, quiet=False, on_event=None)"
+    ),
     "export": (
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', strength=1.0, quiet=False, on_event=None)"

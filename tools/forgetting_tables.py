@@ -14,6 +14,7 @@ from benchmarks.measure import RESULTS
 from tools.memory_tables import read
 from tools.pages import DOCS, table, with_table, write_pages
 
+from glmtune.recipe.retain import Retain
 from glmtune.reports import canvas
 from glmtune.run_files import read_json_lines
 
@@ -25,30 +26,32 @@ BASES = ("glm-tiny", OTHER, TWENTY_MILLION)
 COLOURS = ("#1F77B4", "#2CA02C", "#D62728")
 WORDS = {
     "en": {
-        "to": "to", "base": "base", "runs": "runs", "lost": "with a drop of 5 % or more", "auroc": "AUROC",
-        "false": "false `forgot`, %", "true": "found, %",
-        "left out": "the same, threshold of the other bases", "all": "all",
-        "threshold": "threshold, nats a token",
+        "to": "to", "base": "base", "runs": "runs", "lost": "loss up by 5 % or more", "auroc": "AUROC",
+        "false": "false, %", "true": "found, %", "by hits": "score down by 5 % or more",
+        "auroc of hits": "AUROC", "left out": "the same, threshold of the other bases", "all": "all",
+        "threshold": "lowest threshold",
         "task": "task", "way": "protection", "kl": "KL per token", "part": "of that without",
-        "loss": "task loss", "rouge": "task ROUGE-L", "hits": "general score",
+        "loss": "task loss", "rouge": "task ROUGE-L", "rise": "general loss, % up",
         "steps": "steps", "time": "time", "none": "none", "seeds": "seeds",
         "adverts": "adverts", "identity": "identity, 12 rows", "facts": "facts",
         "rows": "rows", "learned": "learned tokens", "minutes": "minutes",
         "held out": "loss of held-out rows (step)",
-        "x": "KL(base || tuned) on general prompts, nats a token", "y": "drop of the general score, %",
-        "false rate": "runs without a drop called forgot, %", "true rate": "runs with a drop found, %",
+        "x": "KL on general prompts, nats a token", "y": "rise of the general loss, %",
+        "false rate": "runs without that rise, %", "true rate": "runs with that rise found, %",
     },
     "zh": {
-        "to": "到", "base": "基座", "runs": "运行数", "lost": "下降 5 % 及以上的", "auroc": "AUROC",
-        "false": "误判 `forgot`，%", "true": "找出，%", "left out": "同左，阈值取自其他基座",
-        "all": "全部", "threshold": "阈值，nat / token",
+        "to": "到", "base": "基座", "runs": "运行数", "lost": "损失上升 5 % 及以上的", "auroc": "AUROC",
+        "false": "误判，%", "true": "找出，%",
+        "by hits": "分数下降 5 % 及以上的", "auroc of hits": "AUROC", "left out": "同左，阈值取自其他基座",
+        "all": "全部", "threshold": "最低的阈值",
         "task": "任务", "way": "保护办法", "kl": "每 token 的 KL", "part": "相当于无保护的",
-        "loss": "任务损失", "rouge": "任务 ROUGE-L", "hits": "通用分数", "steps": "步数", "time": "用时",
+        "loss": "任务损失", "rouge": "任务 ROUGE-L", "rise": "通用损失，上升 %",
+        "steps": "步数", "time": "用时",
         "none": "无", "seeds": "种子数",
         "adverts": "广告", "identity": "身份，12 行", "facts": "事实",
         "rows": "行数", "learned": "学习的 token", "minutes": "分钟", "held out": "留出行的损失（步）",
-        "x": "通用提示上的 KL(基座 || 微调后)，nat / token", "y": "通用分数的下降，%",
-        "false rate": "没有下降却判为 forgot 的运行，%", "true rate": "有下降且被找出的运行，%",
+        "x": "通用提示上的 KL，nat / token", "y": "通用损失的上升，%",
+        "false rate": "没有这样上升的运行，%", "true rate": "有这样上升且被找出的运行，%",
     },
 }  # fmt: skip
 
@@ -74,16 +77,30 @@ def spread(values: Iterable[float], digits: int, language: str) -> str:
 def verdict(language: str) -> str:
     """Runs by base, and how well the divergence tells those with a drop."""
     words, runs = WORDS[language], all_judged()
-    rows = [[words[key] for key in ("base", "runs", "lost", "auroc", "false", "true", "left out")]]
+    heads = ("base", "runs", "lost", "auroc", "false", "true", "left out", "by hits", "auroc of hits")
+    rows = [[words[key] for key in heads]]
     others = left_out(runs)
     for base in (*(base for base in BASES if any(run.base == base for run in runs)), None):
         part = [run for run in runs if base in (run.base, None)]
-        lost = sum(run.has_lost for run in part)
-        known = f"{auroc(part):.3f}" if 0 < lost < len(part) else ""
+        lost, area = _lost(part)
         false, true = (f"{100 * rate:.1f}" for rate in rates(part, lowest(runs)))
         apart = " / ".join(f"{100 * rate:.1f}" for rate in others.get(base or "", ()))
-        rows.append([base or words["all"], str(len(part)), str(lost), known, false, true, apart])
-    return f"{table(rows)}\n\n{words['threshold']}: {lowest(runs):.2f}"
+        by_hits = _lost([run.by_hits for run in part])
+        rows.append([base or words["all"], str(len(part)), lost, area, false, true, apart, *by_hits])
+    bounds = [(words["threshold"], lowest(runs))]
+    bounds += [(f"`retain.{name}`", getattr(Retain(), name)) for name in ("drifted", "forgot")]
+    shares = [[100 * rate for rate in rates(runs, bound)] for _, bound in bounds]
+    judgements = [
+        [name, f"{bound:.3g}", *(f"{share:.1f}" for share in found)]
+        for (name, bound), found in zip(bounds, shares, strict=True)
+    ]
+    return f"{table(rows)}\n\n{table([['', words['x'], words['false'], words['true']], *judgements])}"
+
+
+def _lost(runs: Sequence[Judged]) -> tuple[str, str]:
+    """The number of runs that lost, and the area under the curve where there are both."""
+    lost = sum(run.has_lost for run in runs)
+    return str(lost), f"{auroc(runs):.3f}" if 0 < lost < len(runs) else ""
 
 
 def ways(language: str) -> str:
@@ -92,7 +109,7 @@ def ways(language: str) -> str:
     rows = [
         [
             words[key]
-            for key in ("task", "way", "seeds", "kl", "part", "loss", "rouge", "hits", "steps", "time")
+            for key in ("task", "way", "seeds", "kl", "part", "loss", "rouge", "rise", "steps", "time")
         ]
     ]
     for task in dict.fromkeys(run["task"] for run in runs):
@@ -110,11 +127,16 @@ def ways(language: str) -> str:
                     spread(kls, 3, language), f"{quotient:.2f}",
                     spread((run["task_loss"] for run in found), 2, language),
                     spread((run["task_rouge_l"] for run in found), 1, language),
-                    spread((run["general_hits"][1] for run in found), 1, language),
+                    spread((100 * (_rise(run)) for run in found), 0, language),
                     f"{mean(run['steps'] for run in found):.0f}", f"{took / took_without:.2f}",
                 ]
             )  # fmt: skip
     return table(rows)
+
+
+def _rise(run: Facts) -> float:
+    before, after = run["general_loss"]
+    return float(after / before - 1)
 
 
 def _of(runs: Sequence[Facts], task: str, way: str) -> list[Facts]:
@@ -148,14 +170,14 @@ def fill(text: str, page: str) -> str:
 
 
 def draw(language: str) -> None:
-    """Draw drop against divergence, and the curve of both rates over all thresholds."""
+    """Draw the rise of the loss against the divergence, and the curve of both rates over all thresholds."""
     words, runs = WORDS[language], all_judged()
     figure = canvas.new_figure(width=10.0, height=4.4)
     drops, curves = figure.subplots(1, 2, width_ratios=(3, 2))
     for base, colour in zip(BASES, COLOURS, strict=True):
         part = [run for run in runs if run.base == base]
         shown = drops.scatter(
-            [r.kl for r in part], [100 * r.drop for r in part], s=18, color=colour, alpha=0.7
+            [r.kl for r in part], [100 * r.rise for r in part], s=18, color=colour, alpha=0.7
         )
         shown.set_label(base)
     drops.set_xscale("log")

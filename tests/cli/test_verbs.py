@@ -30,7 +30,7 @@ def train_words(model: Path, *more: str) -> list[str]:
     return [
         f"model={model}", f"data.train={EXAMPLES / 'adverts.jsonl'}", "data.max_tokens=400", "train.steps=4",
         "train.batch_size=4", "train.eval_every=2", "train.log_every=1", "train.lr=1e-2",
-        "samples.max_new_tokens=8", "output=run", *more,
+        "samples.max_new_tokens=8", "samples.built_in=false", "output=run", *more,
     ]  # fmt: skip
 
 

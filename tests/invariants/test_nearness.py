@@ -228,7 +228,8 @@ def test_two_processes_equal_one(model: Path, tmp_path: Path) -> None:
         for number in (1, 2):
             words = (
                 f"model={model}", f"output={tmp_path / method / str(number)}", f"data.train={ADVERTS}",
-                "data.max_rows=12", "data.holdout_rows=2", "train.steps=4", "train.batch_size=8",
+                "data.max_rows=12", "data.max_tokens=400", "data.holdout_rows=2",
+                "train.steps=4", "train.batch_size=8",
                 "train.lr=1e-3", "samples.prompts=[]", "retain.ratio=0", "retain.report=off",
                 f"retain.kl={WEIGHT}",
                 f"method={method}", *(["method.dropout=0"] if method == "lora" else []),

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+import glmtune as glmtune_in_python
 from commands import glmtune
+from forks import run_ranks
 from glmtune import load_model, load_tokenizer
 from glmtune.conversation import encode_messages
 from glmtune.general import held_out_prompts
@@ -134,6 +136,26 @@ def test_a_resumed_run_has_the_report_of_an_uninterrupted_one(model: Path, tmp_p
     assert train(parts, resume=True) == whole
 
 
+@pytest.mark.slow
+def test_two_processes_have_the_report_of_one(model: Path, tmp_path: Path) -> None:
+    words = [
+        f"model={model}", f"data.train={ADVERTS}", "data.max_tokens=200", "data.max_rows=24", "dtype=fp32",
+        "data.holdout_rows=4", "train.steps=2", "train.batch_size=4", "train.lr=1e-2", "method.dropout=0",
+        "samples.prompts=[]", "retain.ratio=0", f"retain.report_prompts={PROMPTS}",
+        f"retain.max_new_tokens={TOKENS}", "retain.report=evaluations",
+    ]  # fmt: skip
+    for count, name in ((1, "one"), (2, "two")):
+        done = run_ranks(
+            count, "-m", "glmtune", "train", *words, f"output={tmp_path / name}", encoding="utf-8"
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (facts_of(tmp_path / name) for name in ("one", "two"))
+    assert two["kl"]["mean"] == pytest.approx(one["kl"]["mean"], rel=1e-3)
+    assert two["task"]["rows"] == one["task"]["rows"]
+    assert [each["base"] for each in two["compared"]] == [each["base"] for each in one["compared"]]
+    assert done.stdout.count("general prompts: kept: ") == 1
+
+
 def test_the_command_afterwards_finds_what_the_run_found(model: Path, tmp_path: Path) -> None:
     at_end = train(recipe(model, tmp_path / "run"))
     words = {"model": str(tmp_path / "run" / "last"), "dtype": "fp32", "retain": {"report_prompts": PROMPTS}}
@@ -144,6 +166,9 @@ def test_the_command_afterwards_finds_what_the_run_found(model: Path, tmp_path: 
     assert facts["kl"]["mean"] == pytest.approx(at_end["kl"]["mean"], rel=1e-4)
     assert [each["tuned"] for each in facts["compared"]] == [each["tuned"] for each in at_end["compared"]]
     assert facts["verdict"] == found.verdict
+    from_python = glmtune_in_python.evaluate(again, general=True, quiet=True)
+    assert from_python.scores["compared"] == facts["compared"]
+    assert from_python.scores["task"]["rows"] == at_end["task"]["rows"]  # the run's rows, by its recipe
 
 
 def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def demo(name: str, author: str, output: Path | None) -> None:
 
 def _show(lines: "Lines", event: "Event") -> None:
     """Print the events of the demo; checkpoints are left out."""
-    from glmtune.workflows.events import Compared, Evaluated, Note
+    from glmtune.workflows.events import BeforeAndAfter, Evaluated, Note
 
     lines.follow(event)
     match event:
@@ -58,7 +58,7 @@ def _show(lines: "Lines", event: "Event") -> None:
             (lines.warn if is_warning else lines.say)(text)
         case Evaluated(step, loss, _, _):
             lines.say(f"loss of the held-out adverts at step {step}: {loss:.4f}")
-        case Compared(pairs):
+        case BeforeAndAfter(pairs):
             lines.say("\nThe same questions, before and after\n")
             for pair in pairs:
                 lines.say(pair.in_words())

@@ -59,7 +59,7 @@ class RunFigures:
     best_eval_loss: float | None
     best_step: int | None
     verdict: str | None
-    """What it has kept of its base: `kept`, `drifted` or `forgot`."""
+    """Verdict on what it has kept of its base: `kept`, `drifted` or `forgot`."""
     general_kl: float | None
     """Its divergence from the base on general prompts, in nats a token."""
     size_bytes: int | None

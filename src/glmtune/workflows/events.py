@@ -86,13 +86,13 @@ class Working:
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class BeforeAndAfter:
     """The answers to the sample questions before step 1 and at the end of a run."""
 
     pairs: "tuple[AnswerPair, ...]"
 
 
-Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working | Compared
+Event = Note | FirstRow | Stepped | Evaluated | Saved | Answered | Working | BeforeAndAfter
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.before_after import SampleQuestion, ask_questions, built_in_questions, sample_questions
 from glmtune.workflows.checkpoints import restore_run, save_checkpoint
-from glmtune.workflows.events import Compared, Evaluated, Event, Note, RunResult, Stepped, Working
+from glmtune.workflows.events import BeforeAndAfter, Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
@@ -287,7 +287,7 @@ def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Event, None, Ru
             f"best {metrics['best_eval_loss']:.4f} at step {metrics['best_step']}"
         )
     if run.is_main and built_in_questions(run.recipe.samples):
-        yield Compared(tuple(pair_answers(read_json_lines(folder / SAMPLES_FILE))))
+        yield BeforeAndAfter(tuple(pair_answers(read_json_lines(folder / SAMPLES_FILE))))
     if forgotten:
         yield from told(forgotten)
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""

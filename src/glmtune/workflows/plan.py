@@ -199,11 +199,13 @@ def share_rows(
                 hint="leave it out of data.train, or keep rows of it: data.holdout_rows and limits of rows "
                 "and of their lengths take some",
             )
+    batch_size = settings.batch_size
     if replay:
         draws = (*(draws or (counts[i] for i in range(len(sources)))), replay.per_epoch)
+        batch_size = replay.batch_size(len(rows.train.rows), batch_size)
     return Steps(
         [*rows.train.rows, *(replay.rows if replay else ())],
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         micro_batch_size=settings.micro_batch_size,
         seed=settings.seed,
         rank=processes.rank,

@@ -96,6 +96,8 @@ def evaluate(
     *,
     data: str | Path | None = None,
     output: str | Path | None = None,
+    against: str | Path | None = None,
+    general: bool = False,
     quiet: bool = False,
     on_event: OnEvent | None = None,
 ) -> RunResult:
@@ -103,19 +105,29 @@ def evaluate(
 
         evaluate("runs/mine", data="test.json")
         evaluate({"model": "runs/mine", "data.test": "test.json", "evaluate.max_rows": 100})
+        evaluate("runs/mine", general=True).scores["verdict"]
 
     `recipe` is a model, run or adapter folder, or a recipe: a path to YAML, a dict or a `Recipe`. Its `model`
-    is a model, run or adapter folder; the recipe's settings override those of a run. Notes and progress go to
-    stderr; `quiet=True` writes nothing, `on_event=f` calls f with each event instead. Ctrl-C keeps the
-    answers so far: the same call continues. Raises `GlmtuneError`.
+    is a model, run or adapter folder; the recipe's settings override those of a run. `against`: the folder
+    of another evaluation of the same rows, whose scores are compared. With `general`, nothing is scored: the
+    result's `scores` are the report of what the model has kept of its base. Notes and progress go to stderr;
+    `quiet=True` writes nothing, `on_event=f` calls f with each event instead. Ctrl-C keeps the answers so
+    far: the same call continues. Raises `GlmtuneError`.
     """
     if isinstance(recipe, str | Path) and Path(recipe).suffix not in (".yaml", ".yml"):
         recipe = {"model": str(recipe)}
     named = {"data.test": data, "output": output}
-    parsed = recipe_for(recipe, [f"{key}={value}" for key, value in named.items() if value is not None])
+    words = [f"{key}={value}" for key, value in named.items() if value is not None]
+    parsed = recipe_for(recipe, words, has_base=general)
+    if general:
+        from glmtune.workflows.general import measuring
+
+        folder, found = attend(measuring(parsed), "measuring", quiet=quiet, on_event=on_event)
+        return RunResult(folder, {}, found.facts())
     from glmtune.workflows.evaluating import evaluating
 
-    return attend(evaluating(parsed), "answering", quiet=quiet, on_event=on_event)
+    events = evaluating(parsed, against=Path(against) if against else None)
+    return attend(events, "answering", quiet=quiet, on_event=on_event)
 
 
 def export(

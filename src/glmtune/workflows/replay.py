@@ -69,6 +69,16 @@ class Replay:
     answers: Sequence[BaseAnswer] = ()
     """Empty until the base has answered."""
 
+    def batch_size(self, num_rows: int, asked: int) -> int:
+        """Return the rows of a step: those asked for, or a few more where the replay would begin a step.
+
+        24 rows, 24 a step, and 3 of replay would make two steps an epoch, the second of the rest: twice the
+        steps, where they are to be an eighth more.
+        """
+        before, whole = -(-num_rows // asked), num_rows + self.per_epoch
+        after = -(-whole // asked)
+        return asked if after * num_rows <= before * whole else -(-whole // before)
+
     def note(self, epoch_rows: int, most_tokens: int) -> str:
         """Return a line for the plan: the replay's part of an epoch, and its cost before step 1."""
         start = (

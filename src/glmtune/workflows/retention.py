@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from glmtune.conversation import answer_text
 from glmtune.data.row import TrainingRow
 from glmtune.evaluation.forgetting import (
-    Compared,
+    AnswerPair,
     Forgetting,
     Interval,
     Numbers,
@@ -140,7 +140,7 @@ def measure(
     both = zip(reference.answers, reference.rows, general, tuned, strict=True)
     return judge(
         [
-            Compared(
+            AnswerPair(
                 name=answer.prompt.name,
                 category=answer.prompt.category,
                 language=answer.prompt.language,

@@ -14,7 +14,7 @@ from glmtune.log import is_main_process, is_warning, told_to, without_bars
 from glmtune.workflows.bar import Bar, can_show
 from glmtune.workflows.events import (
     Answered,
-    Compared,
+    BeforeAndAfter,
     Evaluated,
     Event,
     FirstRow,
@@ -139,7 +139,7 @@ class Shown:
                 self._best_text = f"{text}; "
                 if best_before is not None:
                     self._best_text += f"Min eval loss has been updated: {best_before:.5f} --> {loss:.5f}; "
-            case Compared(pairs):
+            case BeforeAndAfter(pairs):
                 lines.say("The same questions, before step 1 and at the end:")
                 for pair in pairs:
                     lines.say(pair.in_words())

@@ -138,11 +138,11 @@ def test_every_text_has_both_languages_and_is_used() -> None:
     assert all(text.en.strip() and text.zh.strip() for text in texts.values())
     code = "".join(
         path.read_text(encoding="utf-8")
-        for path in (*FOLDER.iterdir(), FOLDER.parent / "card.py")
+        for path in (*FOLDER.iterdir(), *FOLDER.parent.glob("*.py"))
         if path.is_file()
     )
     made = re.compile(
-        r"part_|cut_|drop_|rows_|training_|figure_|general_|kept_(ended|repeated)_share"
+        r"part_|cut_|drop_|rows_|training_|figure_|general_|checkup_q_|kept_(ended|repeated)_share"
     )  # of a name in a file
     unused = [key for key in texts if not made.match(key) and not re.search(rf"['\"]{key}['\"]", code)]
     assert not unused

@@ -12,7 +12,7 @@ from glmtune.reports.before_after import pair_answers
 from glmtune.reports.html.page import write_report
 from glmtune.templates import Taught
 from glmtune.workflows.before_after import QUESTIONS, SampleQuestion, ask_questions
-from glmtune.workflows.events import Compared
+from glmtune.workflows.events import BeforeAndAfter
 from models import tiny_folder
 
 LONGEST = 12
@@ -96,7 +96,7 @@ def test_questions_that_are_turned_off_are_not_asked(model: Path, tmp_path: Path
     settings = {"train": {"steps": 1, "batch_size": 2}, "samples": {"max_new_tokens": 4, **samples}}
     data = {"train": "examples/adverts.jsonl", "max_rows": 8, "max_tokens": 400}
     train({"model": str(model), "data": data}, output=tmp_path / "run", on_event=events.append, **settings)
-    assert not [event for event in events if isinstance(event, Compared)]
+    assert not [event for event in events if isinstance(event, BeforeAndAfter)]
     path = tmp_path / "run" / "samples.jsonl"
     assert not path.exists() or "built_in" not in path.read_text("utf-8")
 

@@ -16,7 +16,7 @@ from glmtune.templates import Message, Taught
 from glmtune.workflows.base_answers import OWN_DISTRIBUTION, answer_prompts, seed_of
 from glmtune.workflows.events import drain
 from glmtune.workflows.plan import Plan, planning
-from glmtune.workflows.replay import own_prompts, plan_replay, with_ratio
+from glmtune.workflows.replay import Replay, own_prompts, plan_replay, with_ratio
 from glmtune.workflows.rows import SplitRows
 from models import tiny_folder
 from tiny import tiny_tokenizer
@@ -68,6 +68,17 @@ def test_every_row_of_the_task_is_drawn_once_beside_the_replay(model: Path, tmp_
     of_task = [row.where for row in drawn if row.source == 0]
     assert len(of_task) == len(set(of_task)) == 90
     assert len(drawn) == 100
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 16, 30, 45, 89, 90, 91, 500])
+@pytest.mark.parametrize("ratio", [0.1, 0.3])
+def test_an_epoch_with_replay_has_no_more_steps_than_its_rows_are_more(batch_size: int, ratio: float) -> None:
+    replay = Replay((), [], round(90 * ratio / (1 - ratio)))
+    before, whole = -(-90 // batch_size), 90 + replay.per_epoch
+    rows = replay.batch_size(90, batch_size)
+    assert batch_size <= rows <= -(-batch_size * whole // 90) + 1
+    assert before <= -(-whole // batch_size)
+    assert -(-whole // rows) * 90 <= before * whole
 
 
 def test_a_replay_has_its_share_beside_a_mixture(model: Path, tmp_path: Path) -> None:
