@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glmtune.data.lengths import LengthReport
-from glmtune.evaluation.forgetting import AnswerPair, Forgetting, Said, judge
+from glmtune.evaluation.forgetting import Forgetting, GeneralAnswer, Said, judge
 from glmtune.run_files import append_json, write_json
 from unit.report.test_compare import write_run, write_scores
 
@@ -22,7 +22,7 @@ def forgotten(said: str) -> Forgetting:
     """A report of two prompts, whose answers are another text after training."""
     base, numbers = Said((1, 2), "蓝色的光散射得最多。", is_ended=True), np.array([0.25, 0.75])
     compared = [
-        AnswerPair(name, category, name[:2], 1, question, numbers, 2 * numbers, numbers / 2, base, tuned)
+        GeneralAnswer(name, category, name[:2], 1, question, numbers, 2 * numbers, numbers / 2, base, tuned)
         for name, category, question, tuned in (
             ("zh-knowledge-01", "knowledge", "天空为什么是蓝色的？", Said((1, 3), said, is_ended=False)),
             ("en-code-01", "code", "Sort a list.", base),

@@ -43,7 +43,7 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerPair:
+class GeneralAnswer:
     """The base's answer to one turn of a general prompt, and the tuned model's."""
 
     name: str
@@ -113,7 +113,7 @@ class Forgetting:
     """The divergences from which the verdict is `drifted` and `forgot`."""
     loss_rise: Interval
     """Rise of the cross-entropy of the base's own answers, in nats a token."""
-    compared: tuple[AnswerPair, ...]
+    compared: tuple[GeneralAnswer, ...]
     task: Task | None
     identity: SaidNames | None
     leaked: tuple[int, int]
@@ -126,7 +126,7 @@ class Forgetting:
     """The step of the tuned model; None if it is not known."""
 
     @property
-    def judged(self) -> list[AnswerPair]:
+    def judged(self) -> list[GeneralAnswer]:
         """The answers that the verdict rests on."""
         return [each for each in self.compared if each.category != self.leaves_out]
 
@@ -206,7 +206,7 @@ def nats(value: float) -> str:
 
 
 def judge(
-    compared: Sequence[AnswerPair],
+    compared: Sequence[GeneralAnswer],
     *,
     drifted: float,
     forgot: float,
@@ -260,12 +260,12 @@ def bootstrap(values: Iterable[tuple[Hashable, Numbers]]) -> Interval:
     return Interval(float(total.sum() / number.sum()), float(low), float(high))
 
 
-def over_prompts(compared: Sequence[AnswerPair], figure: Callable[[AnswerPair], Numbers]) -> Interval:
+def over_prompts(compared: Sequence[GeneralAnswer], figure: Callable[[GeneralAnswer], Numbers]) -> Interval:
     """Return the mean of a figure over all tokens, and its interval over draws of prompts."""
     return bootstrap((each.name, figure(each)) for each in compared)
 
 
-def per_token(compared: Sequence[AnswerPair], figure: Callable[[AnswerPair], Numbers]) -> float:
+def per_token(compared: Sequence[GeneralAnswer], figure: Callable[[GeneralAnswer], Numbers]) -> float:
     """Return the mean of a figure over all tokens."""
     return float(np.mean(np.concatenate([figure(each) for each in compared])))
 
@@ -276,7 +276,7 @@ def share(are: Iterable[bool]) -> float:
 
 
 def group_figures(
-    compared: Sequence[AnswerPair], key: Callable[[AnswerPair], str]
+    compared: Sequence[GeneralAnswer], key: Callable[[GeneralAnswer], str]
 ) -> dict[str, dict[str, float | int]]:
     """Return the figures of each group of answers: divergence a token, changed share, number of answers."""
     groups = groupby(sorted(compared, key=key), key)
@@ -298,7 +298,7 @@ def runs_of(text: str) -> set[tuple[str, ...]]:
     return {tuple(units[i : i + RUN]) for i in range(max(len(units) - RUN, 0) + 1)}
 
 
-def count_leaks(compared: Sequence[AnswerPair], runs: set[tuple[str, ...]]) -> tuple[int, int]:
+def count_leaks(compared: Sequence[GeneralAnswer], runs: set[tuple[str, ...]]) -> tuple[int, int]:
     """Return the numbers of answers that look like training answers: the tuned model's, and the base's.
 
     `runs`: those of the training answers. A tuned answer counts only where the base's does not look so.
@@ -318,7 +318,7 @@ def repeated(ids: Sequence[int]) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def find_identity(compared: Sequence[AnswerPair], names: Sequence[str]) -> SaidNames:
+def find_identity(compared: Sequence[GeneralAnswer], names: Sequence[str]) -> SaidNames:
     """Return how often names are said, in answers to questions for the identity and to all others."""
 
     def says(text: str) -> bool:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from glmtune.conversation import answer_text
 from glmtune.data.row import TrainingRow
 from glmtune.evaluation.forgetting import (
-    AnswerPair,
     Forgetting,
+    GeneralAnswer,
     Interval,
     Numbers,
     Said,
@@ -140,7 +140,7 @@ def measure(
     both = zip(reference.answers, reference.rows, general, tuned, strict=True)
     return judge(
         [
-            AnswerPair(
+            GeneralAnswer(
                 name=answer.prompt.name,
                 category=answer.prompt.category,
                 language=answer.prompt.language,

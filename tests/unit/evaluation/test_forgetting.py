@@ -9,7 +9,7 @@ import pytest
 from glmtune.contents import find_fault
 from glmtune.evaluation import forgetting
 from glmtune.evaluation.forgetting import (
-    AnswerPair,
+    GeneralAnswer,
     Said,
     bootstrap,
     count_leaks,
@@ -26,7 +26,7 @@ def said(text: str, *, is_ended: bool = True) -> Said:
     return Said(tuple(map(ord, text)), text, is_ended)
 
 
-def compared(kls: list[float], **facts: Any) -> AnswerPair:
+def compared(kls: list[float], **facts: Any) -> GeneralAnswer:
     base = np.arange(len(kls), dtype=float)
     given = {
         "name": "en-knowledge-01",
@@ -37,10 +37,10 @@ def compared(kls: list[float], **facts: Any) -> AnswerPair:
         "base": said("Because light is scattered."),
         "tuned": said("Because light is scattered."),
     }
-    return AnswerPair(base_losses=base, tuned_losses=base + 0.5, kls=np.array(kls), **(given | facts))
+    return GeneralAnswer(base_losses=base, tuned_losses=base + 0.5, kls=np.array(kls), **(given | facts))
 
 
-def found(*answers: AnswerPair, **facts: Any) -> forgetting.Forgetting:
+def found(*answers: GeneralAnswer, **facts: Any) -> forgetting.Forgetting:
     return judge(answers, **{"drifted": 0.05, "forgot": 0.2, **facts})
 
 
