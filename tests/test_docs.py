@@ -81,6 +81,7 @@ GUIDE_WORDS = {
     ],
     "evaluate": ["evaluate.max_new_tokens=4"],
     "chat": ["--max-new-tokens", "4", "--rounds", "1"],
+    "checkup": ["--prompts", "2"],
     "compare": [],
     "data": [],
     "export": [],
