@@ -39,7 +39,7 @@ SMALL = {
 
 
 GUIDES = (
-    "quickstart", "memory", "data", "limits", "forgetting", "models", "methods", "adapters", "compare",
+    "quickstart", "memory", "data", "limits", "forgetting", "models", "methods", "defaults", "adapters", "compare",
     "report", "export", "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
