@@ -42,7 +42,16 @@ GUIDES = (
     "quickstart", "memory", "data", "limits", "forgetting", "models", "methods", "adapters", "compare",
     "report", "export", "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
-LISTS = ("settings", "results", "sources", "architecture", "developing", "python", "how-glm-works")
+LISTS = (
+    "settings",
+    "results",
+    "defaults",
+    "sources",
+    "architecture",
+    "developing",
+    "python",
+    "how-glm-works",
+)
 """Pages without commands to type: made by a program, or figures, links and Python."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
