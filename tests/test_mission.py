@@ -28,7 +28,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "generations.md#the-claims-of-chatglm2-6b",
     ),
     "S0-03": (
-        "chat, later turns and other knowledge are lost: warned of, measured, and held by the base's own answers",
+        "chat, later turns and other knowledge are lost: warned of, measured, and held by replay",
         "unit/workflows/test_forgetting.py::test_a_plan_like_one_that_lost_chat_is_warned_of",
         "invariants/test_retention.py::test_figures_are_those_of_both_models_run_row_by_row",
         "invariants/test_replay.py::test_answers_of_an_earlier_run_are_taken",
