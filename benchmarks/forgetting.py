@@ -12,6 +12,7 @@ benchmarks.forgetting_runs makes the runs, `python -m tools.forgetting_tables` t
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure
+from benchmarks.token_weights import weighting
 from glmtune.adapters.strength import set_strength
 from glmtune.conversation import encode_messages
 from glmtune.data.encode import encode_examples
@@ -233,7 +235,8 @@ def task_figures(model: Any, known: Reference, test: Path) -> Facts:
 def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
     """Tune a base for a task; all figures.
 
-    `settings` are a recipe's, and may have `max_rows` of the task and the `strength` of the update.
+    `settings` are a recipe's, and may have `max_rows` of the task, the `strength` of the update and
+    `token_weights`, a kind of token_weights.py.
     """
     train, test = base.tasks[task]
     known = reference(base)
@@ -252,11 +255,16 @@ def run(base: Base, task: str, settings: Facts, work: Path) -> Facts:
     }
     batch = {"batch_size": 8, "micro_batch_size": 8, "gradient_checkpointing": False, "precision": "fp32"}
     train_settings = {**batch, **settings.get("train", {})}
-    of_recipe = {name: value for name, value in settings.items() if name not in ("max_rows", "strength")}
-    model, figures = tune({**fixed, **of_recipe, "train": train_settings})
+    of_recipe = {name: value for name, value in settings.items() if name not in OF_RUNS}
+    with weighting(settings["token_weights"]) if "token_weights" in settings else nullcontext():
+        model, figures = tune({**fixed, **of_recipe, "train": train_settings})
     if "strength" in settings:
         set_strength(model, settings["strength"])
     return {**figures, **task_figures(model, known, test), **general_figures(model, known)}
+
+
+OF_RUNS = ("max_rows", "strength", "token_weights")
+"""Settings of `run` that no recipe has."""
 
 
 def untuned(base: Base) -> Facts:

@@ -2,7 +2,8 @@
 
 `grid`: rate x epochs x rank x targets x replay on glm-tiny. `verdict`: every method, from too little to far
 too much, on three bases: does the divergence predict the real drop? `identity`: a dozen rows for hundreds of
-epochs. `ways`: protections side by side. `front`: on the 20 M model, the best of the grid by halving.
+epochs. `ways`: protections side by side. `default`: LoRA where nothing is set. `front`: on the 20 M model, the
+best of the grid by halving.
 
     python -m benchmarks.forgetting_runs grid --minutes 30    # goes on where it stopped
     python -m benchmarks.forgetting_runs verdict --base twenty-million
@@ -83,8 +84,12 @@ WAYS: dict[str, Facts] = {
     "strength 0.7": {"ratio": 0},
     **{f"kl {weight:g}": {"ratio": 0, "kl": weight} for weight in (0.3, 1.0)},
     "replay 0.1, kl 0.3": {"ratio": 0.1, "kl": 0.3},
+    **{way: {"ratio": 0} for way in ("EAFT", "likely tokens")},
 }
 """Protections side by side, by their names."""
+
+TOKENS = {"EAFT": "entropy", "likely tokens": "likely"}
+"""Those that weight single tokens, and their names in token_weights.py."""
 
 
 def ways(base: Base, seeds: int) -> Iterator[Case]:
@@ -96,11 +101,22 @@ def ways(base: Base, seeds: int) -> Iterator[Case]:
             facts = {"method": method, "train": train, "retain": {**retain, "max_new_tokens": MOST_NEW}}
             if name.startswith("strength "):
                 facts["strength"] = float(name.removeprefix("strength "))
+            if name in TOKENS:
+                facts["token_weights"] = TOKENS[name]
             yield f"{task} {name} seed={seed}", task, facts
 
 
 LEARNING: dict[str, Facts] = {"identity": {"lr": 3e-3, "epochs": 40}, "adverts": {"lr": 3e-3, "epochs": 4}}
 """Rate and epochs that learn a task."""
+
+
+def default(base: Base, seeds: int) -> Iterator[Case]:
+    """LoRA as it is where nothing is set, three epochs, with the replay that is the default and without."""
+    for seed, task in itertools.product(range(1, seeds + 1), LEARNING):
+        for way in ("none", "replay 0.1"):
+            train = {"epochs": 3, "seed": seed}
+            retain = {**WAYS[way], "max_new_tokens": MOST_NEW}
+            yield f"{task} {way} seed={seed}", task, {"method": "lora", "train": train, "retain": retain}
 
 
 def identity(_: Base, seeds: int) -> Iterator[Case]:
@@ -157,7 +173,14 @@ def _best(choices: Sequence[Choice], rows: int, number: int) -> list[Choice]:
     return sorted(choices, key=beaten)[:number]
 
 
-CASES = {"grid": grid, "verdict": verdict, "ways": ways, "identity": identity, "front": front}
+CASES = {
+    "grid": grid,
+    "verdict": verdict,
+    "ways": ways,
+    "identity": identity,
+    "front": front,
+    "default": default,
+}
 
 
 MOST_NEW = 48

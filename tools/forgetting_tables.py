@@ -4,6 +4,7 @@ python -m tools.forgetting_tables
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from statistics import mean
 from typing import Any
 
@@ -103,9 +104,9 @@ def _lost(runs: Sequence[Judged]) -> tuple[str, str]:
     return str(lost), f"{auroc(runs):.3f}" if 0 < lost < len(runs) else ""
 
 
-def ways(language: str) -> str:
+def ways(language: str, kind: str = "ways") -> str:
     """Protections by task: what was forgotten, what was learned, steps and time."""
-    words, runs = WORDS[language], lines("ways")
+    words, runs = WORDS[language], lines(kind)
     rows = [
         [
             words[key]
@@ -172,7 +173,13 @@ def model(language: str) -> str:
     )  # fmt: skip
 
 
-TABLES: dict[str, Callable[[str], str]] = {"model": model, "verdict": verdict, "ways": ways, "dozen": dozen}
+TABLES: dict[str, Callable[[str], str]] = {
+    "model": model,
+    "verdict": verdict,
+    "default": partial(ways, kind="default"),
+    "ways": ways,
+    "dozen": dozen,
+}
 
 
 def fill(text: str, page: str) -> str:
