@@ -2,8 +2,8 @@
 
 `grid`: rate x epochs x rank x targets x replay on glm-tiny. `verdict`: every method, from too little to far
 too much, on three bases: does the divergence predict the real drop? `identity`: a dozen rows for hundreds of
-epochs. `ways`: protections side by side. `default`: LoRA where nothing is set. `front`: on the 20 M model, the
-best of the grid by halving.
+epochs. `ways`: protections side by side. `default`: LoRA where nothing is set. `front`: on the 20 M
+model, the best of the grid by halving.
 
     python -m benchmarks.forgetting_runs grid --minutes 30    # goes on where it stopped
     python -m benchmarks.forgetting_runs verdict --base twenty-million
