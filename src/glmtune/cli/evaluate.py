@@ -1,6 +1,5 @@
 """`glmtune evaluate`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +98,8 @@ def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as
     with lines.bar("answering"):
         path, facts = drain(asking_tasks(recipe, tasks, **asking), Shown(lines))
     if as_json:
+        import json
+
         click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
         return
     for task, scores in facts["results"].items():
@@ -131,6 +132,8 @@ def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
         result = drain(evaluating(recipe, against=against), Shown(lines))
     scores = result.scores
     if as_json:
+        import json
+
         click.echo(json.dumps(scores, ensure_ascii=False, indent=2))
         return
     lines.say(f"{'':10} {'thudm':>16} {'chatglm3':>16}")
@@ -161,6 +164,8 @@ def _measure(recipe: "Recipe", *, as_json: bool) -> str:
     with lines.bar("measuring"):
         folder, found = drain(measuring(recipe), shown)
     if as_json:
+        import json
+
         click.echo(json.dumps(found.facts(), ensure_ascii=False, indent=2))
         return found.verdict
     for note in told(found):

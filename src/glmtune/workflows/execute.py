@@ -97,7 +97,8 @@ def training(
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
             forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
-            run.meter.end("report")
+            if run.reference:
+                run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
