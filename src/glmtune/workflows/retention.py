@@ -73,7 +73,7 @@ def ask_base(
         prompts,
         taught=taught,
         max_new_tokens=settings.max_new_tokens,
-        cache=cache_file(folder, model, sampling),
+        cache=cache_file(folder, model, tokenizer, sampling),
         sampling=sampling,
         processes=processes,
     )
