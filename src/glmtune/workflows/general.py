@@ -62,6 +62,7 @@ def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, No
         processes=processes,
         train=train,
         task=task,
+        words=recipe.data.words.values(),
     )
     del untuned  # one of the two is in memory
     tuned = open_model(location, strength=recipe.evaluate.strength, base=base).eval()

@@ -64,6 +64,7 @@ def reference_of_run(plan: "Plan", base: CausalLM) -> Generator[Event, None, Ref
         processes=plan.processes,
         train=plan.rows.train.rows,
         task=plan.rows.validation.rows[: settings.report_prompts],
+        words=plan.recipe.data.words.values(),
     )
     trim_heap()
     return reference
