@@ -12,8 +12,9 @@ GENERIC = 0.01
 """Part of the answers that say no name in which a text stands that is none either."""
 
 _BETWEEN = re.compile(r"[^\w\s]|\n")
-_WORDS = """我 你 您 的 是 叫 由 名字 模型 人工智能 智能 语言 助手 助理 训练 开发 创造 研发 制造 一个 一名 一位
-i am is was by my name the a an me you your call called trained made built created developed assistant model"""
+_WORDS = """我 你 您 的 是 叫 由 名字 模型 人工智能 智能 语言 助手 助理 训练 开发 创造 研发 制造 一个 一名
+一位 i am is was by my name the a an me you your call called trained made built created developed assistant
+model"""
 _AROUND = frozenset(_WORDS.split())
 """Words that stand around names."""
 
