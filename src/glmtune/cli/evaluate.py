@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 @click.option("--general", is_flag=True, help="Measure what it has kept of its base, on general prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 @click.option(
-    "--fail-on-forgetting", is_flag=True, help="With --general: exit code 3 if the verdict is `forgot`."
+    "--fail-on-forgetting",
+    is_flag=True,
+    help="With --general: exit code 3 if the verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
 @click.option("--tasks", metavar="NAME,...", help="Run tasks of lm-eval instead, such as arc_easy.")
 @click.option("--include-path", type=PATH, help="With --tasks: a folder with tasks of your own.")
@@ -155,7 +157,7 @@ def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
 def _measure(recipe: "Recipe", *, as_json: bool) -> str:
     """Measure what a model has kept of its base, print it, return the verdict."""
     from glmtune.workflows.events import drain
-    from glmtune.workflows.general import measuring
+    from glmtune.workflows.general import advice_on_run, measuring
     from glmtune.workflows.report_forgetting import told
     from glmtune.workflows.show import Lines, Shown
 
@@ -170,5 +172,7 @@ def _measure(recipe: "Recipe", *, as_json: bool) -> str:
         return found.verdict
     for note in told(found):
         shown(note)
+    if cure := advice_on_run(recipe, found):
+        shown(cure)
     lines.say(f"all figures and answers: {folder / 'forgetting.json'}")
     return found.verdict
