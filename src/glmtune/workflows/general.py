@@ -11,6 +11,7 @@ from glmtune.evaluation.forgetting import Forgetting
 from glmtune.general import held_out_prompts
 from glmtune.load import choose_type, load_location, tokenizer_of
 from glmtune.locations import Location, find_base, resolve
+from glmtune.log import quiet
 from glmtune.models.device import resolve_device
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.run_files import (
@@ -73,10 +74,10 @@ def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, No
     processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
     train, task = yield from _rows_of_run(location, recipe, tokenizer)
     quant = recipe.quant or location.quant  # also of the base, that both compute alike
-    open_model = partial(
-        load_location, template=tokenizer.template, dtype=dtype, device=recipe.device, quant=quant
-    )
-    untuned = open_model(base).eval()
+    open_model = partial(load_location, dtype=dtype, device=recipe.device, quant=quant)
+    yield Note(f"the base, asked first: {base.name}")
+    with quiet():  # the tuned model's line tells the same
+        untuned = open_model(base, template=tokenizer.template).eval()
     yield Working("asking the base")
     reference = record_reference(
         untuned,
@@ -91,7 +92,9 @@ def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, No
         words=recipe.data.words.values(),
     )
     del untuned  # one of the two is in memory
-    tuned = open_model(location, strength=recipe.evaluate.strength, base=base).eval()
+    tuned = open_model(
+        location, template=recipe.template, strength=recipe.evaluate.strength, base=base
+    ).eval()
     yield Working("measuring what is forgotten")
     return measure(tuned, tokenizer, reference, step=step_of(location.trained.resolve()))
 
