@@ -273,4 +273,4 @@ def untuned(base: Base) -> Facts:
     return {task: task_figures(model, known, test) for task, (_, test) in base.tasks.items()}
 
 
-RESULT = measure.RESULTS / "forgetting.jsonl"
+RESULT = measure.RESULTS / "forgetting" / "runs.jsonl"

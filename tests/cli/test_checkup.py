@@ -16,6 +16,8 @@ def test_an_adapter_of_another_tool_is_looked_at_on_one_page(tmp_path: Path) -> 
     asked = ("--base", "base", "--prompts", "2", "--dtype", "fp32")
     done = glmtune("checkup", "mine", *asked, "--json", "-o", "page.html", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("float32 on cpu") == 1, done.stderr
+    assert "the template setting" not in done.stderr
     found = json.loads(done.stdout)
     assert found["kind"] == "lora, PEFT"
     assert found["command"] == "glmtune chat mine --base base"
@@ -29,3 +31,4 @@ def test_an_adapter_of_another_tool_is_looked_at_on_one_page(tmp_path: Path) -> 
     again = glmtune("checkup", "mine", *asked, "-o", "page.html", cwd=tmp_path)
     assert again.returncode == 2
     assert "page.html: is there and will not be overwritten" in again.stderr
+    assert "--force" in again.stderr

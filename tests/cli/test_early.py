@@ -46,6 +46,10 @@ CASES = {
         "--resume: no run named",
         "`glmtune train RUN --resume`; runs are: runs/test",
     ),
+    "train model=/models/chatglm3-6b data.train=good.jsonl": (
+        "/models/chatglm3-6b: no such folder",
+        "model=FOLDER",
+    ),
     f"train {ROWS} quant=nf4": ("this needs bitsandbytes", "glmtune[bitsandbytes]"),
     "train rows.json": ("rows.json: rows, not a recipe", "data.train=rows.json"),
     "train tset": ("tset: no such run or recipe", "did you mean runs/test?"),

@@ -95,12 +95,14 @@ class Verbs(click.Group):
 
 def name_options(hint: str, command: click.Command) -> str:
     """Return the hint with each setting that is an option of the verb written as that option."""
-    options = {p.name: p.opts[-1] for p in command.params if isinstance(p, click.Option)}
+    options = {p.name: p for p in command.params if isinstance(p, click.Option)}
 
     def as_option(match: re.Match[str]) -> str:
         name, value = match.groups()
         name = "data" if match[0].startswith("data.") else name
-        return f"{options[name]} {value}".strip() if name in options else match[0]
+        if not (option := options.get(name)):
+            return match[0]
+        return option.opts[-1] if option.is_flag else f"{option.opts[-1]} {value}".strip()
 
     # odd parts stand between backticks: commands, which take settings as they are
     parts = enumerate(hint.split("`"))

@@ -8,11 +8,13 @@ from math import hypot, sqrt
 from typing import Any, Literal
 
 from glmtune.reports.html.forgetting import describe_forgetting
-from glmtune.reports.texts import Text, text
+from glmtune.reports.texts import Text, in_percent, text
 
 FEWER_END = 0.1
 """Share of answers by which the tuned model may end fewer by itself than its base before it is told."""
 QUESTIONS = ("does", "stops", "leaks", "forgot", "format", "opens")
+RECORDED, GIVEN = "recorded", "given"
+_RULES = {RECORDED: "checkup_rule_recorded", GIVEN: "checkup_rule_given"}
 State = Literal["good", "odd", "bad", "plain"]
 
 _LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
@@ -53,7 +55,7 @@ class Checkup:
     """Method, or `model`, and the program that made it."""
     template: str
     rule: str
-    """Source of the chat format."""
+    """Source of the chat format: `RECORDED`, `GIVEN`, or the rule by which the folder's files tell it."""
     system: str | None
     source_prefix: str
     command: str
@@ -76,9 +78,9 @@ class Checkup:
         answered = (*_does(self), *_stops(self.forgetting), *_leaks(self), *_forgot(self.forgetting))
         sent = {"system": self.system, "prefix": self.source_prefix}
         key = "checkup_format_taught" if any(sent.values()) else "checkup_format"
-        form = text(
-            key, template=self.template, rule=self.rule, **{k: repr(v or "") for k, v in sent.items()}
-        )
+        words = {"template": self.template, **{name: repr(value or "") for name, value in sent.items()}}
+        rule = text(_RULES.get(self.rule, "checkup_rule_files"))
+        form = Text(text(key, rule=rule.en, **words).en, text(key, rule=rule.zh, **words).zh)
         return [*answered, Reply("format", "plain", form), Reply("opens", "plain", Text.of(self.command))]
 
     def layers(self) -> list[tuple[str, float]]:
@@ -107,7 +109,8 @@ def _by_layer(changes: Sequence[Change]) -> list[tuple[str, list[Change]]]:
 
 
 def _does(of: Checkup) -> list[Reply]:
-    answers = {"changed": f"{of.forgetting['changed_share']:.0%}", "answers": of.forgetting["answers"]}
+    counts = {name: of.forgetting[name] for name in ("answers", "prompts")}
+    answers = {"changed": f"{of.forgetting['changed_share']:.0%}", **counts}
     if of.prefix_tokens:
         return [Reply("does", "good", text("checkup_prefix", tokens=of.prefix_tokens, **answers))]
     changed = [each for each in of.changes if each.length]
@@ -118,8 +121,8 @@ def _does(of: Checkup) -> list[Reply]:
         "checkup_does",
         weights=len(changed),
         all=of.num_weights,
-        low=f"{100 * min(shares):.2g}",
-        high=f"{100 * max(shares):.2g}",
+        low=in_percent(min(shares)),
+        high=in_percent(max(shares)),
         **answers,
     )
     return [Reply("does", "good" if of.forgetting["kl"]["mean"] > 0 else "odd", words)]

@@ -16,5 +16,8 @@ def output_path(
     if path.is_dir():
         raise ConfigError(f"{path}: a folder", hint=f"name a file in it: output={path / name}")
     if path.exists() and not force:
-        raise ConfigError(f"{path}: is there and will not be overwritten", hint="name another: output=FILE")
+        raise ConfigError(
+            f"{path}: is there and will not be overwritten",
+            hint="name another: output=FILE; or replace it: force=True",
+        )
     return path

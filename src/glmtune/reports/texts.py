@@ -40,6 +40,11 @@ def text_or_name(prefix: str, name: str) -> Text:
     return text(key) if key in all_texts() else Text.of(name)
 
 
+def in_percent(share: float) -> str:
+    """Return a share in percent, two digits of it: `150 %`, `0.012 %`."""
+    return f"{float(f'{100 * share:.2g}'):,.15g} %"
+
+
 def in_bytes(size: float) -> str:
     """Return bytes in their unit, `1.93 GiB`, `12.4 MiB` or `0.5 KiB`."""
     unit, scale = next((pair for pair in UNITS if size >= pair[1]), UNITS[-1])

@@ -22,7 +22,7 @@ from glmtune.locations import Location, find_base, resolve
 from glmtune.models.shards import read_stored, scan_tensors
 from glmtune.recipe import Recipe
 from glmtune.recipe.method import TrainedPart
-from glmtune.reports.checkup import Change, Checkup
+from glmtune.reports.checkup import GIVEN, RECORDED, Change, Checkup
 from glmtune.workflows.events import Event, Working
 from glmtune.workflows.general import compare_with_base
 
@@ -67,7 +67,7 @@ def checking(recipe: Recipe, path: Path) -> Generator[Event, None, Checkup]:
         base=base.name,
         kind=_kind(location),
         template=known.template or "",
-        rule="recorded with it" if location.template else known.rule,
+        rule=RECORDED if location.template else GIVEN if asked else known.rule,
         system=location.taught.system,
         source_prefix=location.taught.source_prefix,
         command=f"glmtune chat {shlex.join(opened)}",

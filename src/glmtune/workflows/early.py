@@ -10,7 +10,7 @@ from typing import Any
 
 from glmtune.adapters.card import ADAPTER_FILE, CARD_FILE
 from glmtune.data.reader import SUFFIXES, read_dataset
-from glmtune.errors import ConfigError
+from glmtune.errors import CheckpointError, ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path
 from glmtune.locations import require_here, resolve, runs_hint
@@ -20,6 +20,9 @@ from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_v
 from glmtune.run_files import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
 from glmtune.workflows.resuming import require_run, resume_command
 from glmtune.workflows.rows import SplitRows, read_and_split
+
+RECIPES_MODELS = Path("/models")
+"""Folder in which the published recipes look for their models."""
 
 
 def training_recipe(
@@ -71,7 +74,7 @@ def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True)
     Raises the same errors as `training`, which checks the rest. `begins`: False if no run is to begin, so
     that its folder may be there.
     """
-    model, folder = require_here(recipe.model, recipe.revision), run_folder(recipe)
+    model, folder = _require_model(recipe), run_folder(recipe)
     if resume:
         require_run(folder)
     # without `output`, an adapter's folder has its method in its name, which is not known yet
@@ -79,6 +82,18 @@ def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True)
         require_startable(recipe, folder)
     _require_packages(recipe.quant)
     return read_and_split(recipe.data)
+
+
+def _require_model(recipe: Recipe) -> Path | None:
+    """Return the folder of a recipe's model; None for a name on a hub. Raises `CheckpointError`."""
+    try:
+        return require_here(recipe.model, recipe.revision)
+    except CheckpointError as err:
+        if given_path(recipe.model).parent != RECIPES_MODELS or RECIPES_MODELS.exists():
+            raise
+        own = "your model's folder, or a hub's name; or begin with model=glm-tiny, which is in the package"
+        hint = f"recipes name a folder that few machines have: model=FOLDER says {own}"
+        raise CheckpointError(str(err), hint=hint) from None
 
 
 def recipe_for(source: RecipeSource, words: Sequence[str] = (), *, has_base: bool = False) -> Recipe:

@@ -74,7 +74,7 @@ def found(**changed: Any) -> Checkup:
         "by": {"category": {}, "language": {}},
     }  # fmt: skip
     settings = {
-        "path": "p", "base": "b", "kind": "lora", "template": "chatglm3", "rule": "recorded with it",
+        "path": "p", "base": "b", "kind": "lora", "template": "chatglm3", "rule": "recorded",
         "system": None, "source_prefix": "", "command": "glmtune chat p", "num_weights": 2,
         "changes": (Change("layers.0.a", 3.0, 10.0), Change("layers.0.b", 4.0, 0.0), Change("h", 0.0, 1.0)),
         "prefix_tokens": 0, "unproven": (), "has_rows": True,
@@ -98,3 +98,24 @@ def test_states_follow_the_figures() -> None:
 def test_layers_are_summed_as_lengths_are() -> None:
     assert found().layers() == [("h", 0.0), ("0", pytest.approx(0.5))]
     assert torch.tensor([3.0, 4.0]).norm() / 10 == pytest.approx(0.5)
+
+
+def test_shares_above_the_whole_and_below_a_thousandth_are_told_in_plain_figures() -> None:
+    changes = (Change("a", 1.5, 1.0), Change("b", 0.0000123, 1.0))
+    does = found(changes=changes).replies()[0].words
+    assert "by 0.0012 % to 150 % of their length; 40% of 5 answers to 4 general prompts" in does.en
+    assert "0.0012 % 到 150 %；4 个通用提示" in does.zh
+
+
+@pytest.mark.parametrize(
+    ("rule", "en", "zh"),
+    [
+        ("recorded", "recorded with it", "随它一起记录"),
+        ("given", "the template setting", "由 template 设置指定"),
+        ("its chat_template", "told by its files", "由其文件得知"),
+    ],
+)
+def test_the_source_of_the_format_is_told_in_both_languages(rule: str, en: str, zh: str) -> None:
+    words = next(reply.words for reply in found(rule=rule).replies() if reply.question == "format")
+    assert words.en.startswith(f"chatglm3 ({en});")
+    assert words.zh.startswith(f"chatglm3（{zh}）；")

@@ -7,7 +7,7 @@ from glmtune.reports.checkup import Checkup
 from glmtune.reports.html.forgetting import describe_forgetting
 from glmtune.reports.html.page import render_page
 from glmtune.reports.output import output_path
-from glmtune.reports.texts import Text, text
+from glmtune.reports.texts import Text, in_percent, text
 from glmtune.run_files import write_text
 
 PAGE = "checkup.html"
@@ -27,7 +27,7 @@ def write_checkup(
     bars = [
         (
             text("checkup_layer", number=name) if name.isdecimal() else Text.of(name),
-            f"{100 * share:.2g} %",
+            in_percent(share),
             100 * share / most,
         )
         for name, share in layers
