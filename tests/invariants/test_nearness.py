@@ -73,6 +73,20 @@ _SETTINGS = {
 }
 
 
+def test_a_base_that_fails_leaves_the_model_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = moved("lora")
+    objective = SftObjective(tuned)
+    objective.nearness = Nearness(WEIGHT, 1, lambda: without_adapter(tuned))
+
+    def out_of_memory(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("glmtune.objectives.sft.likeliest", out_of_memory)
+    with pytest.raises(MemoryError):
+        objective.loss(collate(random_rows(2), 0))
+    assert tuned.training
+
+
 @pytest.mark.parametrize("name", _SETTINGS)
 def test_loss_and_gradient_are_the_cross_entropy_and_the_weighted_divergence(name: str) -> None:
     rows = random_rows(4)
