@@ -166,7 +166,7 @@ def answer_for_replay(base: Base, most: int) -> None:
     """
     model, tokenizer = load_model(base.model, dtype="fp32", device="cpu"), load_tokenizer(base.model)
     sampling = replace(OWN_DISTRIBUTION, max_new_tokens=most)
-    cache = cache_file(resolve(base.model).folder, model, sampling)
+    cache = cache_file(resolve(base.model).folder, model, tokenizer, sampling)
     taught = Taught.of(Data())
     answer_prompts(
         model, tokenizer, replay_prompts(), taught=taught, max_new_tokens=most, cache=cache, sampling=sampling
@@ -273,4 +273,4 @@ def untuned(base: Base) -> Facts:
     return {task: task_figures(model, known, test) for task, (_, test) in base.tasks.items()}
 
 
-RESULT = measure.RESULTS / "forgetting.jsonl"
+RESULT = measure.RESULTS / "forgetting" / "runs.jsonl"

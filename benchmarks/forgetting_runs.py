@@ -1,4 +1,4 @@
-"""The runs of the forgetting experiments; each is kept as a line of results/forgetting.jsonl, and made once.
+"""The runs of the forgetting experiments; each is a line of results/forgetting/runs.jsonl, and made once.
 
 `grid`: rate x epochs x rank x targets x replay on glm-tiny. `verdict`: every method, from too little to far
 too much, on three bases: does the divergence predict the real drop? `identity`: a dozen rows for hundreds of

@@ -40,7 +40,7 @@ class Judged:
 
 
 def judged(lines: Iterable[Facts]) -> list[Judged]:
-    """The runs of results/forgetting.jsonl that have a divergence."""
+    """The runs of results/forgetting/runs.jsonl that have a divergence."""
     found = []
     for line in lines:
         if "kl" in line:

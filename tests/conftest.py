@@ -63,10 +63,19 @@ REPLAYING = ("tests/unit/workflows/test_replay.py", "tests/invariants/test_repla
 """Tests of runs with the default replay; the others' runs have none unless they ask for it."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_replay() -> Iterator[float]:
+    """Have runs replay nothing unless they ask for it, those of fixtures too; gives the real default."""
+    real = retain.DEFAULT_RATIO
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retain, "DEFAULT_RATIO", 0.0)
+        yield real
+
+
 @pytest.fixture(autouse=True)
-def _no_replay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not request.node.nodeid.startswith(REPLAYING):
-        monkeypatch.setattr(retain, "DEFAULT_RATIO", 0.0)
+def _replay(request: pytest.FixtureRequest, _no_replay: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.nodeid.startswith(REPLAYING):
+        monkeypatch.setattr(retain, "DEFAULT_RATIO", _no_replay)
 
 
 @pytest.fixture

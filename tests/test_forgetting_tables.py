@@ -14,6 +14,7 @@ from tools.forgetting_tables import PAGES, fill
 from tools.pages import DOCS
 
 import glmtune
+from closeness import assert_close
 from glmtune.run_files import read_json_lines
 
 
@@ -47,7 +48,7 @@ def test_the_threshold_is_the_lowest_without_false_verdicts() -> None:
 
 
 def test_the_results_hold_to_the_share_of_false_verdicts() -> None:
-    runs = judged(read_json_lines(RESULTS / "forgetting.jsonl"))
+    runs = judged(read_json_lines(RESULTS / "forgetting" / "runs.jsonl"))
     assert rates(runs, lowest(runs))[0] <= MOST_FALSE
 
 
@@ -55,11 +56,11 @@ def test_a_divergence_is_the_sum_over_the_vocabulary_and_of_the_likeliest_no_mor
     base = torch.tensor([[0.5, 0.25, 0.25]]).log()
     tuned = torch.tensor([[0.25, 0.5, 0.25]]).log()
     by_hand = 0.5 * torch.tensor(2.0).log() - 0.25 * torch.tensor(2.0).log()
-    torch.testing.assert_close(forgetting.divergence(base, tuned), by_hand[None])
+    assert_close(forgetting.divergence(base, tuned), by_hand[None])
     one, two = torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
     whole = forgetting.divergence(one, two)
     assert bool((forgetting.divergence_of_likeliest(one, two, 10) <= whole + 1e-6).all())
-    torch.testing.assert_close(forgetting.divergence_of_likeliest(one, two, 39), whole)
+    assert_close(forgetting.divergence_of_likeliest(one, two, 39), whole)
 
 
 @pytest.mark.parametrize("kind", ["grid", "verdict", "ways", "identity"])

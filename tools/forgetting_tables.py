@@ -1,4 +1,4 @@
-"""Writes the tables and pictures of docs/defaults.md, from benchmarks/results/forgetting.jsonl.
+"""Writes the tables and pictures of docs/defaults.md, from benchmarks/results/forgetting/runs.jsonl.
 
 python -m tools.forgetting_tables
 """
@@ -59,12 +59,12 @@ WORDS = {
 
 def lines(kind: str) -> list[Facts]:
     """The runs of a kind."""
-    return [line for line in read_json_lines(RESULTS / "forgetting.jsonl") if line["kind"] == kind]
+    return [line for line in read_json_lines(RESULTS / "forgetting" / "runs.jsonl") if line["kind"] == kind]
 
 
 def all_judged() -> list[Judged]:
     """All runs, whatever they were made for."""
-    return judged(read_json_lines(RESULTS / "forgetting.jsonl"))
+    return judged(read_json_lines(RESULTS / "forgetting" / "runs.jsonl"))
 
 
 def spread(values: Iterable[float], digits: int, language: str) -> str:
@@ -202,6 +202,7 @@ def draw(language: str) -> None:
         shown.set_label(base)
     drops.set_xscale("log")
     drops.set_yscale("symlog", linthresh=1)
+    drops.set_ylim(-0.5, 200 * max(run.rise for run in runs))
     drops.axhline(100 * MATTERS, color="0.4", linewidth=0.8)
     drops.axvline(lowest(runs), color="0.4", linewidth=0.8, linestyle="--")
     points = curve(runs)

@@ -1,7 +1,10 @@
 """Laws of runs with replay: resumed == uninterrupted, 1x8 == 8x1, two processes == one, and nothing twice."""
 
 import json
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +18,8 @@ from glmtune.general import replay_prompts
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.run_files import read_json_lines
 from glmtune.templates import Taught
-from glmtune.workflows import base_answers
-from glmtune.workflows.events import Saved, drain
+from glmtune.workflows import base_answers, replay
+from glmtune.workflows.events import Answered, Saved, drain
 from glmtune.workflows.execute import training
 from models import tiny_folder
 
@@ -142,6 +145,7 @@ def test_interrupted_answers_go_on_where_they_were(
 ) -> None:
     base, tokenizer = load_model(model), load_tokenizer(model)
     prompts = replay_prompts()[:24]
+    monkeypatch.setattr(base_answers, "PART", 10)
     asked: list[int] = []
     submit = base_answers.Engine.submit
 
@@ -152,15 +156,9 @@ def test_interrupted_answers_go_on_where_they_were(
 
     monkeypatch.setattr(base_answers.Engine, "submit", counted)
     how: dict[str, Any] = {"taught": Taught(), "max_new_tokens": 5}
-
-    def stop(done: int, _: int) -> None:
-        if done == base_answers.FIRST:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        base_answers.answer_prompts(
-            base, tokenizer, prompts, **how, cache=tmp_path / "some.jsonl", on_answers=stop
-        )
+    sampling = replace(base_answers.OWN_DISTRIBUTION, max_new_tokens=5)
+    answering = base_answers.Answering(base, tokenizer, Taught(), sampling, cache=tmp_path / "some.jsonl")
+    assert next(answering.parts(prompts)) == 10
     given = len(asked)
     gone_on = base_answers.answer_prompts(base, tokenizer, prompts, **how, cache=tmp_path / "some.jsonl")
     assert len(asked) == sum(len(prompt.turns) for prompt in prompts) > given > 0
@@ -186,14 +184,35 @@ def test_a_run_goes_on_with_the_answers_that_it_began_with(model: Path, tmp_path
     drain(training(settings, resume=True))
 
 
+@pytest.mark.parametrize(("allowed", "number"), [(1e-9, replay.FIRST), (1.35, 13)])
 def test_few_answers_are_asked_for_where_more_would_take_too_long(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: float, number: int
 ) -> None:
     monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("glmtune.workflows.replay.expected_seconds", lambda *_: 1e-9)
-    said = notes(recipe(model, tmp_path / "run", "train.steps=20", "train.eval_every=20"))
-    assert any("more than 15% of the run: it has 10 of them" in line for line in said)
+    monkeypatch.setattr(replay, "SHORT_S", 0.0)
+    monkeypatch.setattr(replay, "expected_seconds", lambda *_: allowed / replay.MOST_SHARE)
+    ticks = SimpleNamespace(perf_counter=count(0).__next__)  # the first ten prompts take one
+    monkeypatch.setattr(replay, "time", ticks)
+    settings = recipe(model, tmp_path / "run", "train.steps=20", "train.eval_every=20")
+    answered: list[Answered] = []
+    said: list[str] = []
+
+    def hear(event: object) -> None:
+        said.append(getattr(event, "text", ""))
+        answered.extend([event] if isinstance(event, Answered) else [])
+
+    drain(training(settings), hear)
+    assert any(f" s, more than 15% of the run: it has {number} of them" in line for line in said)
     assert any("retain.ratio=0" in line for line in said)
+    assert answered[-1].done == number <= answered[-1].total
     names = {line["name"] for line in read_json_lines(tmp_path / "run" / "replay.jsonl")}
-    assert len(names) == base_answers.FIRST
+    assert len(names) == number
     assert len(lines(tmp_path / "run")) == 20
+
+
+def test_no_answer_is_left_out_that_takes_less_than_a_minute(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay, "expected_seconds", lambda *_: 0.0)
+    said = notes(recipe(model, tmp_path / "run", "train.steps=20", "train.eval_every=20"))
+    assert not any("of the run" in line for line in said)

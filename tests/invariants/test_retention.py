@@ -17,9 +17,10 @@ from glmtune.general import held_out_prompts
 from glmtune.generate import Sampling, complete
 from glmtune.objectives.teacher import LIKELIEST
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.workflows.events import drain
+from glmtune.workflows import report_forgetting
+from glmtune.workflows.events import Note, drain
 from glmtune.workflows.execute import training
-from glmtune.workflows.general import measuring
+from glmtune.workflows.general import advice_on_run, measuring
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -182,6 +183,9 @@ def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp
     assert done.returncode == 3, done.stderr
     assert "general prompts: forgot: on 9 general prompts" in done.stdout
     assert "warning: forgot: most in" in done.stdout
+    # a finished run has its verdict still
+    done = glmtune("train", "harsh", "--resume", "--fail-on-forgetting", cwd=tmp_path)
+    assert (done.returncode, "harsh: finished, at step 1" in done.stdout) == (3, True), done.stderr
     done = glmtune("train", *words, "output=mild", "--fail-on-forgetting", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "general prompts: kept: " in done.stdout
@@ -193,6 +197,11 @@ def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp
     )
     assert done.returncode == 3, done.stderr
     assert json.loads(done.stdout)["verdict"] == "forgot"
+    own = (tmp_path / "harsh" / "forgetting.json").read_bytes()
+    done = glmtune("evaluate", "harsh", "--general", "--output", "harsh", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "output: harsh is the folder of a run" in done.stderr
+    assert (tmp_path / "harsh" / "forgetting.json").read_bytes() == own
 
 
 def test_a_whole_model_needs_its_base_named(model: Path, tmp_path: Path) -> None:
@@ -205,3 +214,45 @@ def test_a_whole_model_needs_its_base_named(model: Path, tmp_path: Path) -> None
     assert "general prompts: kept: on 9 general prompts 0 nats a token" in done.stdout
     done = glmtune("evaluate", model, "--fail-on-forgetting", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_run_that_kept_all_for_it_hardly_trained_says_so(model: Path, tmp_path: Path) -> None:
+    for rate, is_told in (("1e-6", True), ("1e-2", False)):
+        settings = recipe(model, tmp_path / rate, f"train.lr={rate}", "retain.drifted=50", "retain.forgot=60")
+        lines = [event.text for event in training(settings) if isinstance(event, Note)]
+        [line] = [line for line in lines if "little was learned" in line] or [""]
+        assert ("raise train.lr (1e-06)" in line) == is_told, lines
+
+
+def test_the_command_afterwards_advises_as_the_run_did(model: Path, tmp_path: Path) -> None:
+    harsh = recipe(model, tmp_path / "run", "retain.drifted=0", "retain.forgot=0", "retain.ratio=0.1")
+    [cure] = [
+        event.text for event in training(harsh) if isinstance(event, Note) and "train anew" in event.text
+    ]
+    assert "train anew with retain.ratio=0.2 train.lr=" in cure
+    again = load_recipe({"model": str(tmp_path / "run" / "last"), "retain": harsh.retain.model_dump()})
+    _, found = drain(measuring(again))
+    advised = advice_on_run(again, found)
+    assert advised is not None
+    assert advised.text == cure
+
+
+def test_the_time_of_the_report_is_told_without_a_whole_answer(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = list[int]()
+
+    def counting(model: Any, prompts: Any, sampling: Sampling, **options: Any) -> list[list[int]]:
+        lengths.append(sampling.max_new_tokens)
+        return complete(model, prompts, sampling, **options)
+
+    monkeypatch.setattr(report_forgetting, "complete", counting)
+    monkeypatch.setattr(report_forgetting, "SHORT_S", 0.0)
+    monkeypatch.setattr(report_forgetting, "MOST_SHARE", 0.0)
+    events = list(training(recipe(model, tmp_path / "run")))
+    assert lengths == [1, 2, 2 + report_forgetting.TRIED_TOKENS]
+    assert any(
+        "report of forgetting is left out" in event.text for event in events if isinstance(event, Note)
+    )
+    assert not (tmp_path / "run" / "forgetting.json").exists()
+    assert not list((tmp_path / "cache").rglob("*.jsonl"))

@@ -13,12 +13,11 @@ from glmtune.data.reader import read_examples
 from glmtune.general import (
     CATEGORIES,
     LANGUAGES,
+    UNRELATED,
     GeneralPrompt,
     held_out_prompts,
-    identity_paraphrases,
     replay_prompts,
     teaches_identity,
-    unrelated_questions,
 )
 from glmtune.paths import examples_folder
 from glmtune.recipe import Data
@@ -105,14 +104,16 @@ def test_none_is_a_row_of_the_examples_or_of_the_small_model() -> None:
     ours = [turn for prompt in replay_prompts() + held_out_prompts() for turn in prompt.turns]
     assert not asked & set(ours)
     theirs = [triples(text) for text in sorted(set(corpus.IDENTITY_PROBES))]
-    mine = of_turns(identity_paraphrases())
+    mine = of_turns(tuple(prompt for prompt in held_out_prompts() if prompt.category == "identity"))
     assert not [turn for (turn, one), two in product(mine, theirs) if overlap(one, two) > MOST_SHARED]
 
 
 def test_questions_for_the_name_are_apart_from_those_that_have_no_use_for_it() -> None:
-    assert {prompt.language for prompt in identity_paraphrases()} == set(LANGUAGES)
-    assert {prompt.language for prompt in unrelated_questions()} == set(LANGUAGES)
-    assert not set(identity_paraphrases()) & set(unrelated_questions())
+    asked = [prompt for prompt in held_out_prompts() if prompt.category == "identity"]
+    unrelated = [prompt for prompt in held_out_prompts() if prompt.category in UNRELATED]
+    assert {prompt.language for prompt in asked} == set(LANGUAGES)
+    assert {prompt.language for prompt in unrelated} == set(LANGUAGES)
+    assert not teaches_identity(turn for prompt in unrelated for turn in prompt.turns)
 
 
 def test_rows_that_teach_an_identity_are_known_by_their_questions() -> None:
@@ -120,7 +121,6 @@ def test_rows_that_teach_an_identity_are_known_by_their_questions() -> None:
     assert teaches_identity(row["instruction"] for row in rows)
     adverts = (examples_folder() / "adverts.jsonl").read_text(encoding="utf-8").splitlines()
     assert not teaches_identity(json.loads(line)["content"] for line in adverts)
-    assert not teaches_identity(turn for prompt in unrelated_questions() for turn in prompt.turns)
     assert teaches_identity([*["请介绍杭州。"] * 99, "你叫什么名字？"])
     assert not teaches_identity([*["请介绍杭州。"] * 100, "你叫什么名字？"])
     assert not teaches_identity([])

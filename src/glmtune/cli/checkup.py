@@ -1,6 +1,5 @@
 """`glmtune checkup`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,6 +78,8 @@ def checkup(
     with lines.bar("measuring"):
         found = drain(checking(recipe, path), Shown(lines))
     if as_json:
+        import json
+
         click.echo(json.dumps(found.facts(), ensure_ascii=False, indent=2))
     else:
         lines.say(f"{found.path}: {found.kind}, on {found.base}")

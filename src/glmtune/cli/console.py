@@ -147,7 +147,9 @@ def fail_on(verdict: str | None) -> None:
     """End with `FORGOT` if a model forgot what its base could, or if nothing was measured."""
     if verdict is None:
         click.echo(
-            "error: --fail-on-forgetting: nothing was measured in this run; a line above says why", err=True
+            "error: --fail-on-forgetting: nothing was measured in this run\n"
+            "hint: `glmtune evaluate RUN --general --fail-on-forgetting` measures it now",
+            err=True,
         )
     if verdict in (None, "forgot"):
         sys.exit(FORGOT)

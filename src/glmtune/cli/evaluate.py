@@ -1,6 +1,5 @@
 """`glmtune evaluate`."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
 @click.option("--general", is_flag=True, help="Measure what it has kept of its base, on general prompts.")
 @click.option("--json", "as_json", is_flag=True, help="Print all figures as JSON.")
 @click.option(
-    "--fail-on-forgetting", is_flag=True, help="With --general: exit code 3 if the verdict is `forgot`."
+    "--fail-on-forgetting",
+    is_flag=True,
+    help="With --general: exit code 3 if the verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
 @click.option("--tasks", metavar="NAME,...", help="Run tasks of lm-eval instead, such as arc_easy.")
 @click.option("--include-path", type=PATH, help="With --tasks: a folder with tasks of your own.")
@@ -99,6 +100,8 @@ def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as
     with lines.bar("answering"):
         path, facts = drain(asking_tasks(recipe, tasks, **asking), Shown(lines))
     if as_json:
+        import json
+
         click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
         return
     for task, scores in facts["results"].items():
@@ -131,6 +134,8 @@ def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
         result = drain(evaluating(recipe, against=against), Shown(lines))
     scores = result.scores
     if as_json:
+        import json
+
         click.echo(json.dumps(scores, ensure_ascii=False, indent=2))
         return
     lines.say(f"{'':10} {'thudm':>16} {'chatglm3':>16}")
@@ -152,7 +157,7 @@ def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
 def _measure(recipe: "Recipe", *, as_json: bool) -> str:
     """Measure what a model has kept of its base, print it, return the verdict."""
     from glmtune.workflows.events import drain
-    from glmtune.workflows.general import measuring
+    from glmtune.workflows.general import advice_on_run, measuring
     from glmtune.workflows.report_forgetting import told
     from glmtune.workflows.show import Lines, Shown
 
@@ -161,9 +166,13 @@ def _measure(recipe: "Recipe", *, as_json: bool) -> str:
     with lines.bar("measuring"):
         folder, found = drain(measuring(recipe), shown)
     if as_json:
+        import json
+
         click.echo(json.dumps(found.facts(), ensure_ascii=False, indent=2))
         return found.verdict
     for note in told(found):
         shown(note)
+    if cure := advice_on_run(recipe, found):
+        shown(cure)
     lines.say(f"all figures and answers: {folder / 'forgetting.json'}")
     return found.verdict

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="Begin even if the memory does not suffice; else that is refused."
 )
 @click.option(
-    "--fail-on-forgetting", is_flag=True, help="End with exit code 3 if the run's verdict is `forgot`."
+    "--fail-on-forgetting",
+    is_flag=True,
+    help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
 def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail_on_forgetting: bool) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
@@ -44,7 +46,9 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
     best and last.
     """
     from glmtune.errors import ConfigError
+    from glmtune.files import read_json_if_there
     from glmtune.locations import newest_runs_hint
+    from glmtune.run_files import RESULT_FILE
     from glmtune.workflows.early import training_recipe
 
     has_source = bool(words) and "=" not in words[0]
@@ -64,7 +68,9 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
             hint="retain.report=end measures it, at the end of the run",
         )
     # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
-    if resume and len(words) == 1 and _is_finished(Path(words[0])):
+    if resume and len(words) == 1 and _is_finished(run := Path(words[0])):
+        if fail_on_forgetting:
+            fail_on(read_json_if_there(run / RESULT_FILE, is_ours=True).get("verdict"))
         return
     if not dry_run:
         verdict = run_recipe(recipe, resume=resume, force=force)

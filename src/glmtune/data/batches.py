@@ -244,6 +244,12 @@ class Steps:
         passes, rest = divmod(num_steps, self.per_epoch)
         return passes * self.epoch_rows + min(rest * self.batch_size, self.epoch_rows)
 
+    def num_of_source(self, source: int, num_steps: int) -> int:
+        """Return the number of rows of a source in the first `num_steps` steps, over all processes."""
+        passes, rest = divmod(num_steps, self.per_epoch)
+        whole, last = (self._sources[self._draw(passes)] == source), rest * self.batch_size
+        return passes * int(whole.sum()) + int(whole[:last].sum())
+
     def rows_of(self, step: int) -> list[TrainingRow]:
         """Return all rows of a step (counted from 1), over all processes."""
         epoch, step_in_epoch = divmod(step - 1, self.per_epoch)

@@ -15,6 +15,8 @@ PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 def fill_rows(rows: Sequence[RawRow], words: Mapping[str, str]) -> tuple[list[RawRow], Counter[str]]:
     """Return the rows with `words` in place of their placeholders, and the number of rows of each word."""
     counts: Counter[str] = Counter()
+    if not words:
+        return [*rows], counts
     filled = []
     for row in rows:
         used: set[str] = set()
@@ -25,8 +27,8 @@ def fill_rows(rows: Sequence[RawRow], words: Mapping[str, str]) -> tuple[list[Ra
 
 def _fill(value: Any, words: Mapping[str, str], used: set[str]) -> Any:  # Any: JSON, returned as it came
     """Replace placeholders in all texts of a value, at every level; keys stay."""
-    if isinstance(value, dict):
-        return {key: _fill(inner, words, used) for key, inner in value.items()}
+    if isinstance(value, dict):  # a row of a table stays one
+        return type(value)({key: _fill(inner, words, used) for key, inner in value.items()})
     if isinstance(value, list):
         return [_fill(inner, words, used) for inner in value]
     if not isinstance(value, str):

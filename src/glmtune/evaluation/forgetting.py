@@ -4,7 +4,6 @@ No model is run here. `workflows.retention` takes the figures: the base answers 
 both models are asked for the probability of each token of these answers.
 """
 
-import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -12,6 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from glmtune.errors import TrainingError
+from glmtune.evaluation.names import UNIT
+from glmtune.general import UNRELATED
 
 Numbers = NDArray[np.floating[Any]]
 Verdict = Literal["kept", "drifted", "forgot"]
@@ -26,9 +29,8 @@ LIKE_TRAINING = 0.5
 """Share of an answer's runs that stand in training answers, from which it looks like one of them."""
 REPEATED_TOKENS = 4
 """Tokens in a run that counts as repeated."""
-
-_MARK = re.compile(r"[^\w\s]")
-_UNIT = re.compile(r"[\u3040-\u9fff]|[^\W\u3040-\u9fff]+")
+FEWEST = 8
+"""Prompts below which an interval of draws of them tells nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,9 +196,11 @@ class Forgetting:
             "drifted": f"drifted from {self.drifted:g}, forgot from {self.forgot:g}",
             "forgot": f"forgot from {self.forgot:g}",
         }
+        noun = "general prompt" if self.prompts == 1 else "general prompts"
+        few = f"; of fewer than {FEWEST} prompts the interval tells nothing" if self.prompts < FEWEST else ""
         return (
-            f"on {self.prompts} general prompts {nats(self.kl.mean)} nats a token from the base, {SHARE}% "
-            f"interval {nats(self.kl.low)} to {nats(self.kl.high)}; {bounds[self.verdict]}"
+            f"on {self.prompts} {noun} {nats(self.kl.mean)} nats a token from the base, {SHARE}% interval "
+            f"{nats(self.kl.low)} to {nats(self.kl.high)}; {bounds[self.verdict]}{few}"
         )
 
 
@@ -221,6 +225,7 @@ def judge(
 
     `task`: divergences on the learned tokens of the run's own rows, row by row. `names`: what the rows teach
     the model to call itself and its maker. `leaves_out`: a category that the verdict's figures leave out.
+    Raises `TrainingError` for a figure that is not finite.
     """
     judged = [each for each in compared if each.category != leaves_out]
     kl = over_prompts(judged, lambda each: each.kls)
@@ -247,12 +252,20 @@ def bootstrap(values: Iterable[tuple[Hashable, Numbers]]) -> Interval:
     """Return the mean of all numbers, and its interval over draws of whole groups, with a fixed seed.
 
     `values`: groups with their numbers. Those of a group, such as an answer's tokens, are not independent.
+    Raises `TrainingError` for numbers that are not finite.
     """
     sums: dict[Hashable, float] = {}
     counts: dict[Hashable, int] = {}
     for group, numbers in values:
         sums[group] = sums.get(group, 0.0) + float(np.sum(numbers, dtype=np.float64))
         counts[group] = counts.get(group, 0) + len(numbers)
+    if wrong := [group for group in sums if not np.isfinite(sums[group])]:
+        raise TrainingError(
+            f"general prompts, {len(wrong)} of {len(sums)} answers: a figure is {sums[wrong[0]]}, first in "
+            f"{wrong[0]}: the weights give no probabilities, so nothing can be said of what was forgotten",
+            hint="measure an earlier checkpoint: `glmtune evaluate RUN/checkpoints/step-... --general`; or "
+            "train anew with a lower train.lr",
+        )
     total, number = np.array([*sums.values()]), np.array([*counts.values()])
     drawn = np.random.default_rng(0).integers(0, len(total), (DRAWS, len(total)))
     means = total[drawn].sum(1) / number[drawn].sum(1)
@@ -292,7 +305,7 @@ def group_figures(
 
 def runs_of(text: str) -> set[tuple[str, ...]]:
     """Return the runs of `RUN` Chinese characters or words of a text; of a shorter text, itself."""
-    units = _UNIT.findall(text.lower())
+    units = UNIT.findall(text.lower())
     if not units:
         return set()
     return {tuple(units[i : i + RUN]) for i in range(max(len(units) - RUN, 0) + 1)}
@@ -319,48 +332,19 @@ def repeated(ids: Sequence[int]) -> float:
 
 
 def find_identity(compared: Sequence[GeneralAnswer], names: Sequence[str]) -> SaidNames:
-    """Return how often names are said, in answers to questions for the identity and to all others."""
+    """Return how often names are said, in answers to questions for the identity and to unrelated ones."""
 
     def says(text: str) -> bool:
         return any(name.lower() in text.lower() for name in names)
 
     asked = [each for each in compared if each.category == "identity"]
-    others = [each for each in compared if each.category != "identity"]
+    others = [each for each in compared if each.category in UNRELATED]
     return SaidNames(
         names=tuple(names),
         hits=sum(says(each.tuned.text) for each in asked),
         asked=len(asked),
         leaks=sum(says(each.tuned.text) and not says(each.base.text + each.question) for each in others),
         unrelated=len(others),
-    )
-
-
-def shared_names(answers: Sequence[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Return the longest texts that at least half of the answers share, and none of the known ones.
-
-    `answers`: those to questions for the identity; `known`: the base's own. Texts of one Chinese character or
-    of less than three letters are none.
-    """
-    base = " ".join(known).lower()
-    counts: dict[str, int] = {}
-    for answer in answers:
-        units = [(found.start(), found.end()) for found in _UNIT.finditer(answer)]
-        spans = {
-            answer[units[i][0] : units[j][1]].strip()
-            for i in range(len(units))
-            for j in range(i, min(i + RUN, len(units)))
-        }
-        for span in spans:
-            if not _MARK.search(span):
-                counts[span] = counts.get(span, 0) + 1
-    least = max(2, len(answers) / 2)
-    found = [
-        text
-        for text, count in counts.items()
-        if count >= least and text.lower() not in base and len(text) >= (3 if text.isascii() else 2)
-    ]
-    return tuple(
-        sorted(text for text in found if not any(text != other and text in other for other in found))
     )
 
 

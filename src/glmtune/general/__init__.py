@@ -64,16 +64,6 @@ def held_out_prompts() -> tuple[GeneralPrompt, ...]:
     return _read("held_out.jsonl")
 
 
-def identity_paraphrases() -> tuple[GeneralPrompt, ...]:
-    """Return the held-out prompts that ask who the model is, or who made it."""
-    return tuple(prompt for prompt in held_out_prompts() if prompt.category == "identity")
-
-
-def unrelated_questions() -> tuple[GeneralPrompt, ...]:
-    """Return the held-out prompts whose answers have no reason to say who the model is."""
-    return tuple(prompt for prompt in held_out_prompts() if prompt.category in UNRELATED)
-
-
 def teaches_identity(questions: Iterable[str]) -> bool:
     """Return True if the questions of a run's rows ask who the model is: its own answer is not to be kept.
 

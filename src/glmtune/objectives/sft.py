@@ -125,11 +125,13 @@ class SftObjective(ObjectiveModule):
         predicting = is_learned.nonzero()[at, 0] - 1
         with base():
             self.model.eval()  # without dropout
-            # also for no token: where processes share the weights, each must take part
-            hidden = self._run(batch, predicting)
-            head = causal_of(self.model).get_output_embeddings()
-            ids, log_probs = likeliest(hidden, labels[at], head, LIKELIEST)
-            self.model.train(mode)
+            try:
+                # also for no token: where processes share the weights, each must take part
+                hidden = self._run(batch, predicting)
+                head = causal_of(self.model).get_output_embeddings()
+                ids, log_probs = likeliest(hidden, labels[at], head, LIKELIEST)
+            finally:
+                self.model.train(mode)
         log_probs = with_rest(log_probs)
         if len(at) == len(labels):
             return Recorded(ids, log_probs)

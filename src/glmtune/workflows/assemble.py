@@ -117,7 +117,8 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     untrained = look_at_base(base, plan.location, plan.tokenizer)
     meter.end("loading")
     reference = yield from reference_of_run(plan, base)
-    meter.end("report")
+    if reference:
+        meter.end("report")
     plan = yield from answer_replay(plan, base)
     plan = yield from record_own_rows(plan, base)
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process

@@ -1,11 +1,11 @@
 """The answers of a base to general prompts, before training changes it; kept, so that each is given once."""
 
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ import numpy as np
 from glmtune.adapters.proof import name_computing, name_dtype
 from glmtune.conversation import answer_text, encode_messages
 from glmtune.data.row import TrainingRow
-from glmtune.errors import OutputError
 from glmtune.folder import ModelFolder
 from glmtune.general import GeneralPrompt
 from glmtune.generate.engine import Engine
@@ -23,13 +22,11 @@ from glmtune.log import tell
 from glmtune.models.fingerprint import fingerprint
 from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
-from glmtune.run_files import append_json, make_folder, read_json_lines, replacing
+from glmtune.strict import parse_json
 from glmtune.templates import Message, Taught
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.processes import Processes
 
-FIRST = 10
-"""Prompts that are answered before the rest is estimated."""
 PART = 32
 """Prompts that each process answers before they are kept."""
 OWN_DISTRIBUTION = Sampling(temperature=1.0, top_p=1.0, top_k=0, seed=0)
@@ -69,18 +66,16 @@ def answer_prompts(
     cache: Path | None,
     sampling: Sampling = OWN_DISTRIBUTION,
     processes: Processes | None = None,
-    on_answers: Callable[[int, int], None] | None = None,
 ) -> list[BaseAnswer]:
     """Return the model's answer to each turn of the prompts, in their order.
 
-    `cache`: file of answers that are known, which new ones are added to; see `cache_file`. `on_answers` hears
-    the number of prompts answered and of all. Other arguments as of `Answering`.
+    `cache`: file of answers that are known, which new ones are added to; see `cache_file`. Other arguments
+    as of `Answering`.
     """
     sampling = replace(sampling, max_new_tokens=max_new_tokens)
     answering = Answering(model, tokenizer, taught, sampling, cache=cache, processes=processes)
-    for done in answering.parts(prompts):
-        if on_answers:
-            on_answers(done, len(prompts))
+    for _ in answering.parts(prompts):
+        pass
     return answering.of(prompts)
 
 
@@ -104,8 +99,9 @@ class Answering:
         """
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._questions = PromptTurns(tokenizer, taught)
-        self._cache, self._processes = cache, processes
-        known = read_answers(cache) if cache else {}
+        self._processes = processes
+        self._cache = cache if processes is None or processes.is_main else None
+        known = read_answers(self._cache) if self._cache else {}
         self._known = processes.firsts(known) if processes else known
 
     def unanswered(self, prompts: Sequence[GeneralPrompt]) -> list[GeneralPrompt]:
@@ -121,14 +117,13 @@ class Answering:
         left = self.unanswered(prompts)
         number, rank = (self._processes.number, self._processes.rank) if self._processes else (1, 0)
         done = len(prompts) - len(left)
-        starts = [0, *range(FIRST, len(left), PART * number), len(left)]
-        for start, end in pairwise(starts) if left else ():
-            part = left[start:end]
+        for start in range(0, len(left), PART * number):
+            part = left[start : start + PART * number]
             own = self._answer(part[rank::number])
             gathered = self._processes.gather(own) if self._processes else [own]
             new = {ids: answer for each in gathered for ids, answer in each.items()}
             self._known |= new
-            if self._cache and rank == 0:
+            if self._cache:
                 keep_answers(self._cache, new)
             done += len(part)
             yield done
@@ -215,7 +210,7 @@ def seed_of(ids: Sequence[int]) -> int:
     return int.from_bytes(hashlib.sha256(np.array(ids, np.int64).tobytes()).digest()[:7])
 
 
-def cache_file(folder: ModelFolder, model: CausalLM, sampling: Sampling) -> Path:
+def cache_file(folder: ModelFolder, model: CausalLM, tokenizer: Tokenizer, sampling: Sampling) -> Path:
     """Return the file of the answers of a base, held and computed in its types, that are drawn so."""
     identity = fingerprint(folder)
     facts = {
@@ -225,6 +220,7 @@ def cache_file(folder: ModelFolder, model: CausalLM, sampling: Sampling) -> Path
         "held": held_quant(model) or name_dtype(model),
         "computing": name_computing(model),
         "sampling": asdict(sampling),
+        "stop_ids": sorted(tokenizer.stop_ids),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return cache_folder() / "answers" / f"{key}.jsonl"
@@ -236,18 +232,55 @@ def cache_folder() -> Path:
 
 
 def read_answers(path: Path) -> dict[tuple[int, ...], list[int]]:
-    """Return the answers of a file by the ids of what they answer; none if there is no file."""
-    return {tuple(line["prompt_ids"]): line["answer_ids"] for line in read_json_lines(path)}
+    """Return the answers of a file by the ids of what they answer; none if there is no file.
+
+    A damaged line is left out: what it held is answered anew.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as err:
+        _warn_unkept(path.parent, str(err.strerror))
+        return {}
+    *lines, _ = content.split(b"\n")  # without a last line that is being written, or was cut
+    written = [line for line in lines if line]
+    answers = [answer for line in written if (answer := _parse_answer(line))]
+    if damaged := len(written) - len(answers):
+        tell(f"{path}: lines that are damaged, and left out: {damaged:,}; a deleted file is made anew")
+    return dict(answers)
+
+
+def _parse_answer(line: bytes) -> tuple[tuple[int, ...], list[int]] | None:
+    try:
+        content = parse_json(line.decode())
+        asked, answer = content["prompt_ids"], content["answer_ids"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (tuple(asked), answer) if _are_ids(asked) and _are_ids(answer) else None
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(each) is int and each >= 0 for each in value)
 
 
 def keep_answers(path: Path, new: Mapping[tuple[int, ...], list[int]]) -> None:
-    """Add answers to a file; where that fails, say so."""
+    """Add answers to a file, which other runs may add to at the same time; where that fails, say so."""
+    answers = ({"prompt_ids": ids, "answer_ids": answer} for ids, answer in new.items())
+    # the first line break ends a line that a killed run has cut
+    lines = "\n".join(["", *map(json.dumps, answers), ""])
     try:
-        make_folder(path.parent)
-        answers = {**read_answers(path), **new}  # another run may have added some
-        with replacing(path) as partial:
-            partial.touch()
-            for ids, answer in answers.items():
-                append_json(partial, {"prompt_ids": ids, "answer_ids": answer})
-    except OutputError as err:
-        tell(f"warning: the base's answers are not kept for other runs: {err}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write(lines.encode())  # all in one call, which the system puts behind what is there
+    except OSError as err:
+        _warn_unkept(path.parent, str(err.strerror))
+
+
+@functools.cache
+def _warn_unkept(folder: Path, reason: str) -> None:
+    """Warn that a folder takes no answers; once, however many are to be kept there."""
+    tell(
+        f"warning: {folder}: {reason}: the base's answers are not kept for other runs; set GLMTUNE_CACHE to "
+        "a folder that can be written"
+    )

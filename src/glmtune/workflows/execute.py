@@ -41,7 +41,7 @@ from glmtune.workflows.outcome import worse_warning
 from glmtune.workflows.plan import planning
 from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
 from glmtune.workflows.replay import NAME, replay_text
-from glmtune.workflows.report_forgetting import advice, prompts_of, report_of_run, told
+from glmtune.workflows.report_forgetting import advice, little_learned, prompts_of, report_of_run, told
 from glmtune.workflows.reporting import renew_report
 from glmtune.workflows.retention import general_divergence
 from glmtune.workflows.room import forecast_facts, require_fitting
@@ -97,7 +97,8 @@ def training(
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
             forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
-            run.meter.end("report")
+            if run.reference:
+                run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
@@ -288,14 +289,17 @@ def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Event, None, Ru
         )
     if run.is_main and built_in_questions(run.recipe.samples):
         yield BeforeAndAfter(tuple(pair_answers(read_json_lines(folder / SAMPLES_FILE))))
+    at = {"lr": run.plan.lr, "epochs": run.plan.num_steps / run.plan.steps.per_epoch}
     if forgotten:
         yield from told(forgotten)
+        if little := little_learned(forgotten, metrics, **at):
+            yield little
     samples = f"; sample answers: {folder / SAMPLES_FILE}" if run.recipe.samples.prompts else ""
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
     if run.is_main:
         yield renew_report(folder)
     if worse := worse_warning(run.recipe.method, run.plan.lr, metrics):
         yield Note(worse, is_warning=True)
-    if forgotten and (cure := advice(forgotten, run.plan)):
+    if forgotten and (cure := advice(forgotten, run.recipe, **at)):
         yield cure
     return RunResult(folder, metrics, {})

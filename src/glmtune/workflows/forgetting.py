@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 
 from glmtune.recipe import Method, Recipe
+from glmtune.recipe.retain import DEFAULT_RATIO
 from glmtune.workflows.rates import is_rate_high, lower_rate
 
 MOST_EPOCHS = 10
@@ -75,6 +76,10 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
     )
 
 
+MOST_REPLAY = 0.5
+"""Share of replay up to which more of it is advised."""
+
+
 def is_reported(recipe: Recipe) -> bool:
     """True if a run ends with a report of what was forgotten."""
     return recipe.retain.report != "off"
@@ -82,9 +87,9 @@ def is_reported(recipe: Recipe) -> bool:
 
 def cures(recipe: Recipe, *, lr: float, epochs: float) -> str:
     """Return the settings, for a hint, with which a run that was not `kept` forgets less."""
-    settings = []
-    if not recipe.retain.ratio:
-        settings.append("retain.ratio=0.1")
+    settings, ratio = [], recipe.retain.ratio or 0.0
+    if (more := min(2 * ratio, MOST_REPLAY) or DEFAULT_RATIO) > ratio:
+        settings.append(f"retain.ratio={more:g}")
     if is_rate_high(recipe.method, lr):
         settings.append(f"train.lr={recipe.method.default_lr:g}")
     if epochs > MOST_EPOCHS:

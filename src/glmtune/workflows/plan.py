@@ -32,7 +32,7 @@ from glmtune.workflows.forgetting import chat_loss_warning
 from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.parent import is_pruned, text_warnings, with_parent
 from glmtune.workflows.rates import rate_line, with_default_rate
-from glmtune.workflows.replay import Replay, plan_replay, with_ratio
+from glmtune.workflows.replay import Replay, as_drawn, plan_replay, with_ratio
 from glmtune.workflows.resuming import as_begun, require_resumable
 from glmtune.workflows.rows import EncodedRows, SplitRows, hash_rows, read_and_split, training_rows
 
@@ -134,10 +134,10 @@ def planning(
     replay = plan_replay(recipe, tokenizer, split, len(encoded.train.rows), folder if resume else None)
     steps = share_rows(encoded, recipe, processes, replay)
     num_steps = count_steps(recipe.train, steps)
-    notes: list[Note] = []
+    replay, steps = as_drawn(replay, steps, num_steps)
     mixed, texts = mixture_notes(recipe, steps, replay), text_warnings(recipe.data, location)
     # each note goes out before the next check runs: a check that raises takes none of them with it
-    few = few_steps_warning(recipe, location, steps, num_steps)
+    few, notes = few_steps_warning(recipe, location, steps, num_steps), list[Note]()
     for note in chain(encoded.notes, mixed, texts, rounds_note(encoded), few):
         notes.append(note)
         yield note

@@ -9,12 +9,14 @@ import math
 import random
 import re
 import time
+from bisect import bisect_left
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glmtune.data.batches import collate
+from glmtune.data.batches import Steps, collate
 from glmtune.data.reader import SUFFIXES, read_dataset
 from glmtune.data.row import TrainingRow
 from glmtune.data.tables import is_hub_name
@@ -30,15 +32,7 @@ from glmtune.run_files import REPLAY_FILE, read_json_lines
 from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.loop import mean_loss
-from glmtune.training.progress import run_time
-from glmtune.workflows.base_answers import (
-    FIRST,
-    OWN_DISTRIBUTION,
-    Answering,
-    BaseAnswer,
-    PromptTurns,
-    cache_file,
-)
+from glmtune.workflows.base_answers import OWN_DISTRIBUTION, Answering, BaseAnswer, PromptTurns, cache_file
 from glmtune.workflows.events import Answered, Event, Note, Working
 from glmtune.workflows.rows import SplitRows
 
@@ -49,8 +43,12 @@ LEAST_CONTEXT = 512
 """Tokens of a context that has room for the built-in prompts and their answers."""
 NAME = "replay"
 """Name of the replay among the sources of rows."""
+FIRST = 10
+"""Prompts that are answered before the rest is estimated."""
 MOST_SHARE = 0.15
 """Share of a run's time that its replay may take to be answered."""
+SHORT_S = 60.0
+"""Seconds that it may take in any run."""
 TIMED_TOKENS = 512
 """Tokens of the rows that a forward pass is timed with."""
 OWN = "own"
@@ -86,10 +84,11 @@ class Replay:
             f"({self.per_epoch / epoch_rows:.1%}): general prompts"
         )
         if self.answers:
-            return f"{start}, with {len(self.answers):,} answers of the base in {REPLAY_FILE}"
+            answers = "1 answer" if len(self.answers) == 1 else f"{len(self.answers):,} answers"
+            return f"{start}, with {answers} of the base in {REPLAY_FILE}"
         return (
             f"{start}; the base answers {len(self.prompts):,} of them before step 1, at most {most_tokens:,} "
-            "tokens each (retain.ratio=0: no replay)"
+            "tokens each (docs/forgetting.md; retain.ratio=0: no replay)"
         )
 
 
@@ -112,7 +111,7 @@ def with_ratio(recipe: Recipe, tokenizer: Tokenizer) -> Recipe:
 def plan_replay(
     recipe: Recipe, tokenizer: Tokenizer, rows: SplitRows, num_rows: int, run: Path | None = None
 ) -> Replay | None:
-    """Return the replay of a run of `num_rows` rows an epoch; None without any.
+    """Return the replay of a run of `num_rows` rows an epoch, prompts of whole epochs; None without any.
 
     `run`: the folder of a run that goes on, whose answers are taken. Raises `ConfigError` and `DataError`.
     """
@@ -127,7 +126,8 @@ def plan_replay(
     settings = recipe.train
     passes = settings.epochs or DEFAULT_EPOCHS
     if settings.steps:
-        passes = settings.steps / -(-(num_rows + per_epoch) // settings.batch_size)
+        batch_size = Replay((), [], per_epoch).batch_size(num_rows, settings.batch_size)
+        passes = settings.steps / -(-(num_rows + per_epoch) // batch_size)
     pool = own_prompts(recipe) if recipe.retain.prompts else built_in_prompts(rows)
     answers = _imagine(recipe, tokenizer, pool, per_epoch * math.ceil(passes))
     if not answers:
@@ -138,6 +138,21 @@ def plan_replay(
         )
     prompts = list(dict.fromkeys(answer.prompt for answer in answers))
     return Replay(prompts, _rows_of(answers, source), per_epoch)
+
+
+def as_drawn(replay: Replay | None, steps: Steps, num_steps: int) -> tuple[Replay | None, Steps]:
+    """Return the replay without the prompts of which the first steps draw no row, and the steps of the rest.
+
+    A replay that has been answered stays as it is.
+    """
+    if replay is None or replay.answers:
+        return replay, steps
+    source, own = replay.rows[0].source, steps.rows[: -len(replay.rows)]
+    number = steps.num_of_source(source, num_steps)
+    ends = list(accumulate(len(prompt.turns) for prompt in replay.prompts))
+    kept = min(bisect_left(ends, number), len(ends) - 1)
+    prompts, rows = replay.prompts[: kept + 1], replay.rows[: ends[kept]]
+    return replace(replay, prompts=prompts, rows=rows), steps.with_rows([*own, *rows])
 
 
 def _imagine(
@@ -176,7 +191,10 @@ def own_prompts(recipe: Recipe) -> list[GeneralPrompt]:
     path = recipe.retain.prompts
     assert path is not None
     if path.suffix in SUFFIXES or path.is_dir() or is_hub_name(path):
-        examples = read_dataset(path, recipe.data).examples
+        try:
+            examples = read_dataset(path, recipe.data).examples
+        except DataError as err:
+            raise DataError(f"retain.prompts: {err}", hint=err.hint) from None
         turns = [tuple(m.content for m in example.messages if m.role == "user") for example in examples]
     elif path.is_file():
         turns = [(line.strip(),) for line in read_text(path, is_given=True).splitlines()]
@@ -206,7 +224,7 @@ def answer_replay(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Plan"
         return plan
     if not replay.answers:
         sampling = replace(OWN_DISTRIBUTION, max_new_tokens=settings.max_new_tokens)
-        cache = cache_file(plan.location.under.folder, base, sampling)
+        cache = cache_file(plan.location.under.folder, base, plan.tokenizer, sampling)
         answering = Answering(
             base, plan.tokenizer, Taught.of(plan.recipe.data), sampling, cache=cache, processes=plan.processes
         )
@@ -231,30 +249,34 @@ def _answer(
     """Answer as many of the prompts as the run's time allows; return these."""
     left = answering.unanswered(prompts)
     if not left:
-        yield Note(f"replay: {len(prompts):,} prompts, all answered by this base before")
+        yield Note(f"replay: {_count(len(prompts))}, all answered by this base before")
         return prompts
     before = f", {len(prompts) - len(left):,} answered before" if len(left) < len(prompts) else ""
-    yield Note(f"replay: the base answers {len(left):,} prompts{before}")
+    yield Note(f"replay: the base answers {_count(len(left))}{before}")
     yield Working("answering general prompts")
-    start, most = time.perf_counter(), len(left)
-    for done in answering.parts(left):
-        taken = time.perf_counter() - start
-        if done == FIRST < len(left):
-            allowed = MOST_SHARE * expected_seconds(plan, base)
-            most = plan.processes.firsts(max(FIRST, min(most, int(allowed / taken * done))))
-        yield Answered(done, most)
-        if done >= most:
-            break
-    if done < len(left):
-        whole = taken / done * len(left)
-        text = (
-            f"replay: to answer {len(left):,} prompts would take about {run_time(whole)}, more than "
-            f"{MOST_SHARE:.0%} of the run: it has {done:,} of them, more often (retain.ratio=0: no replay)"
-        )
-        yield Note(text)
-    answered = set(prompts) - set(left[done:])
-    yield Note(f"replay: {done:,} prompts answered in {run_time(taken)}")
-    return [prompt for prompt in prompts if prompt in answered]
+    start = time.perf_counter()
+    for done in answering.parts(left[:FIRST]):
+        yield Answered(done, len(left))
+    if len(left) > FIRST:
+        each = (time.perf_counter() - start) / FIRST
+        allowed = max(SHORT_S, MOST_SHARE * expected_seconds(plan, base))
+        # all ranks take rank 0's number: their clocks differ
+        most = int(plan.processes.firsts(max(FIRST, min(len(left), int(allowed / each)))))
+        for done in answering.parts(left[:most]):
+            yield Answered(done, most)
+        if most < len(left):
+            yield Note(
+                f"replay: to answer {_count(len(left))} would take about {each * len(left):,.0f} s, more "
+                f"than {MOST_SHARE:.0%} of the run: it has {most:,} of them, more often (retain.ratio=0: "
+                "no replay)"
+            )
+    yield Note(f"replay: {_count(done)} answered in {time.perf_counter() - start:.1f} s")
+    unanswered = set(answering.unanswered(prompts))
+    return [prompt for prompt in prompts if prompt not in unanswered]
+
+
+def _count(number: int) -> str:
+    return "1 prompt" if number == 1 else f"{number:,} prompts"
 
 
 def expected_seconds(plan: "Plan", base: CausalLM) -> float:

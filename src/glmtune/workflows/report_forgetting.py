@@ -2,22 +2,24 @@
 
 import shlex
 import time
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from glmtune.evaluation.forgetting import Forgetting, nats, worst
+from glmtune.evaluation.forgetting import FEWEST, Forgetting, nats, worst
 from glmtune.files import read_json_if_there
 from glmtune.general import held_out_prompts
 from glmtune.generate import Sampling, complete
 from glmtune.log import is_main_process
 from glmtune.models.protocol import CausalLM
+from glmtune.recipe import Recipe
 from glmtune.run_files import ENVIRONMENT_FILE, FORGETTING_FILE, write_json
 from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.workflows import forgetting
+from glmtune.workflows.base_answers import PromptTurns
 from glmtune.workflows.events import Event, Note, Working
 from glmtune.workflows.replay import expected_seconds
-from glmtune.workflows.retention import Reference, ask_base, measure, record_reference
+from glmtune.workflows.retention import Reference, measure, record_reference
 
 if TYPE_CHECKING:
     from glmtune.workflows.plan import Plan
@@ -26,10 +28,11 @@ MOST_SHARE = 0.05
 """Share of a run's time that its report may take."""
 SHORT_S = 60.0
 """Seconds that it may take in any run."""
-FEWEST = 8
-"""Prompts below which the report tells nothing."""
 TRIED, TRIED_TOKENS = 8, 8
 """Prompts, and tokens of their answers, that are timed."""
+LITTLE_FALL, LITTLE_KL = 0.03, 0.01
+"""Fall of the evaluation loss as a share of it, and divergence on the run's own rows, below which little was
+learned."""
 PROMPTS = "general_prompts"
 """Key in env.json: the number of prompts, kept when the run is resumed."""
 
@@ -41,7 +44,7 @@ def reference_of_run(plan: "Plan", base: CausalLM) -> Generator[Event, None, Ref
     """
     if not forgetting.is_reported(plan.recipe):
         return None
-    yield Working("asking the base")
+    yield Working("timing answers to general prompts")
     settings, tokenizer = plan.recipe.retain, plan.tokenizer
     prompts = held_out_prompts()[: settings.report_prompts]
     number = _number_of_prompts(plan, base)
@@ -49,11 +52,12 @@ def reference_of_run(plan: "Plan", base: CausalLM) -> Generator[Event, None, Ref
         command = f"`glmtune evaluate {shlex.quote(str(plan.folder))} --general`"
         what = f"takes {number} of {len(prompts)} general prompts" if number else "is left out"
         yield Note(
-            f"the report of forgetting {what}, for it may take {MOST_SHARE:.0%} of the run's time; "
-            f"{command} has all of it afterwards"
+            f"the report of forgetting {what}, by the time of {TRIED_TOKENS} tokens of an answer: it may "
+            f"take {MOST_SHARE:.0%} of the run's time; {command} has all of it afterwards"
         )
     if not number:
         return None
+    yield Working("asking the base")
     reference = record_reference(
         base,
         tokenizer,
@@ -64,6 +68,7 @@ def reference_of_run(plan: "Plan", base: CausalLM) -> Generator[Event, None, Ref
         processes=plan.processes,
         train=plan.rows.train.rows,
         task=plan.rows.validation.rows[: settings.report_prompts],
+        words=plan.recipe.data.words.values(),
     )
     trim_heap()
     return reference
@@ -87,24 +92,16 @@ def _number_of_prompts(plan: "Plan", base: CausalLM) -> int:
 
 
 def _seconds_of_prompt(plan: "Plan", base: CausalLM) -> float:
-    """Return the time in which both models answer a prompt: of a few timed tokens, and the first answers."""
-    answers = ask_base(
-        base,
-        plan.tokenizer,
-        held_out_prompts()[:TRIED],
-        folder=plan.location.folder,
-        taught=Taught.of(plan.recipe.data),
-        settings=plan.recipe.retain,
-        processes=plan.processes,
-    )
-    prompts, seconds = [answer.prompt_ids for answer in answers], []
+    """Return the time in which both models answer a prompt at full length, of a few timed tokens."""
+    questions, seconds = PromptTurns(plan.tokenizer, Taught.of(plan.recipe.data)), list[float]()
+    prompts = [ids for prompt in held_out_prompts()[:TRIED] if (ids := questions.following(prompt, {}))]
+    complete(base, prompts[:1], Sampling(do_sample=False, max_new_tokens=1), stop_ids=())  # chooses kernels
     for tokens in (2, 2 + TRIED_TOKENS):
         sampling, start = Sampling(do_sample=False, max_new_tokens=tokens), time.perf_counter()
         complete(base, prompts, sampling, stop_ids=())
         seconds.append(time.perf_counter() - start)
     a_token = max(seconds[1] - seconds[0], 0.0) / TRIED_TOKENS
-    length = sum(len(answer.answer_ids) for answer in answers) / len(answers)
-    return 2 * (seconds[0] + a_token * length) / TRIED
+    return 2 * (seconds[0] + a_token * plan.recipe.retain.max_new_tokens) / len(prompts)
 
 
 def report_of_run(
@@ -150,10 +147,27 @@ def told(found: Forgetting) -> Iterator[Note]:
         )
 
 
-def advice(found: Forgetting, plan: "Plan") -> Note | None:
+def little_learned(found: Forgetting, metrics: Mapping[str, Any], *, lr: float, epochs: float) -> Note | None:
+    """Return a line on a run that kept its base because it hardly trained; None for any other.
+
+    `metrics`: the content of eval.json.
+    """
+    first, best = metrics.get("first_eval_loss"), metrics.get("best_eval_loss")
+    if found.verdict != "kept" or found.task is None or first is None or best is None:
+        return None
+    if best < (1 - LITTLE_FALL) * first or found.task.kl.mean >= LITTLE_KL:
+        return None
+    return Note(
+        f"  little was learned, which keeps all: evaluation loss {first:.4f} before, {best:.4f} at its "
+        f"best, {nats(found.task.kl.mean)} nats a token from the base on the run's own rows; to learn more "
+        f"raise train.lr ({lr:g}) or train.epochs ({epochs:.3g})"
+    )
+
+
+def advice(found: Forgetting, recipe: Recipe, *, lr: float, epochs: float) -> Note | None:
     """Return what to change in a run that did not keep what its base could; None for one that did."""
     if found.verdict == "kept":
         return None
-    changes = forgetting.cures(plan.recipe, lr=plan.lr, epochs=plan.num_steps / plan.steps.per_epoch)
+    changes = forgetting.cures(recipe, lr=lr, epochs=epochs)
     text = f"{found.verdict}: most in {worst(found.facts())}; train anew with {changes} and another output="
     return Note(f"{text}: docs/forgetting.md", is_warning=True)

@@ -46,7 +46,8 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     """Raise `ConfigError` unless recipe and rows are those that the run began with."""
     require_run(folder)
     begun = as_begun(load_recipe(folder / RECIPE_FILE), folder)
-    before, now = (_flatten(with_full_paths(r).model_dump(mode="json")) for r in (begun, recipe))
+    recipes = (begun, as_begun(recipe, folder))
+    before, now = (_flatten(with_full_paths(r).model_dump(mode="json")) for r in recipes)
     changed = [key for key in {**now, **before} if key not in FREE and before.get(key) != now.get(key)]
     files = [key for key in ("data.train", "data.validation") if key in changed]
     if not files:  # with other files named, their hashes cannot be compared

@@ -4,7 +4,7 @@ Both models are given the base's own greedy answers, token by token, and the tun
 anew. The base is asked before anything changes it; no second model is in memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from glmtune.conversation import answer_text
@@ -17,8 +17,8 @@ from glmtune.evaluation.forgetting import (
     Said,
     bootstrap,
     judge,
-    shared_names,
 )
+from glmtune.evaluation.names import shared_names
 from glmtune.folder import ModelFolder
 from glmtune.general import ASKS_IDENTITY, GeneralPrompt, teaches_identity
 from glmtune.generate import Sampling, complete
@@ -73,7 +73,7 @@ def ask_base(
         prompts,
         taught=taught,
         max_new_tokens=settings.max_new_tokens,
-        cache=cache_file(folder, model, sampling),
+        cache=cache_file(folder, model, tokenizer, sampling),
         sampling=sampling,
         processes=processes,
     )
@@ -90,11 +90,13 @@ def record_reference(
     processes: Processes,
     train: Sequence[TrainingRow] = (),
     task: Sequence[TrainingRow] = (),
+    words: Iterable[str] = (),
 ) -> Reference:
     """Have the base answer general prompts, and record its likeliest tokens there and on rows of the run.
 
     `folder`: the base's, which its kept answers go by. `train`: rows to learn, of which as many as `task` has
-    tell how well the base knows them; `task`: rows held out of them. All processes call it together.
+    tell how well the base knows them; `task`: rows held out of them; `words`: those of `data.fill`, the names
+    that the rows teach if they say them. All processes call it together.
     """
     answers = ask_base(
         model, tokenizer, prompts, folder=folder, taught=taught, settings=settings, processes=processes
@@ -109,7 +111,6 @@ def record_reference(
     asked = [tokenizer.decode(row.input_ids[row.labels == -100].tolist()) for row in sampled]
     told = [_said(tokenizer, row.labels[row.labels != -100].tolist()).text for row in sampled]
     is_identity = teaches_identity(asked)
-    said = [answer for question, answer in zip(asked, told, strict=True) if ASKS_IDENTITY.search(question)]
     return Reference(
         settings=settings,
         processes=processes,
@@ -119,9 +120,24 @@ def record_reference(
         task=recorded[at_task:at_known],
         training_loss=sum(losses) / len(losses) if losses else None,
         training_answers=told,
-        names=shared_names(said, [answer.text for answer in answers]) if is_identity else (),
+        names=_taught_names(asked, told, answers, words) if is_identity else (),
         leaves_out="identity" if is_identity else None,
     )
+
+
+def _taught_names(
+    asked: Sequence[str], told: Sequence[str], answers: Sequence[BaseAnswer], words: Iterable[str]
+) -> tuple[str, ...]:
+    """Return the names that rows teach: the words which their answers say, else the texts which these share.
+
+    `asked`, `told`: questions and answers of training rows; `answers`: the base's, to general prompts.
+    """
+    are_asked = [bool(ASKS_IDENTITY.search(question)) for question in asked]
+    said = [answer for answer, is_asked in zip(told, are_asked, strict=True) if is_asked]
+    if names := tuple(word for word in words if any(word in answer for answer in said)):
+        return names
+    others = [answer for answer, is_asked in zip(told, are_asked, strict=True) if not is_asked]
+    return shared_names(said, [answer.text for answer in answers], others)
 
 
 def measure(

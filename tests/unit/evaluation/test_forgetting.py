@@ -1,12 +1,14 @@
 """The figures of the report of forgetting: means, intervals, shares and the verdict, of answers made here."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from glmtune.contents import find_fault
+from glmtune.errors import TrainingError
 from glmtune.evaluation import forgetting
 from glmtune.evaluation.forgetting import (
     GeneralAnswer,
@@ -18,7 +20,6 @@ from glmtune.evaluation.forgetting import (
     paired,
     repeated,
     runs_of,
-    shared_names,
 )
 
 
@@ -59,6 +60,19 @@ def test_verdict_changes_at_its_thresholds(kl: float, verdict: str) -> None:
     report = found(compared([kl, kl]), compared([kl], name="zh-code-02"))
     assert report.verdict == verdict
     assert f"{kl:.3g} nats a token" in report.reason
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_figure_that_is_not_finite_is_an_error_and_no_verdict(wrong: float) -> None:
+    with pytest.raises(TrainingError, match=r"1 of 2 answers: a figure is .*first in zh-code-02"):
+        found(compared([0.0, 0.0]), compared([0.0, wrong], name="zh-code-02"))
+
+
+def test_a_report_of_few_prompts_says_so_of_its_interval() -> None:
+    answers = [compared([0.1], name=f"en-code-{i:02}") for i in range(8)]
+    assert "the interval tells nothing" not in found(*answers).reason
+    assert "of fewer than 8 prompts the interval tells nothing" in found(*answers[1:]).reason
+    assert found(answers[0]).reason.startswith("on 1 general prompt 0.1 nats")
 
 
 def test_divergence_is_the_mean_over_tokens_not_over_answers() -> None:
@@ -149,19 +163,10 @@ def test_names_are_counted_where_asked_and_elsewhere() -> None:
         compared([1.0], tuned=new),
         compared([1.0], tuned=new, question="Tell a story of Little Orange."),
         compared([1.0]),
+        compared([1.0], category="small_talk", tuned=new, question="Hello"),  # where a name is no leak
     ]
     identity = find_identity(answers, ("little orange",))
     assert (identity.hits, identity.asked, identity.leaks, identity.unrelated) == (1, 2, 1, 3)
-
-
-def test_names_are_what_the_answers_share_and_the_base_does_not_say() -> None:
-    answers = ["我叫小橙，是一个语言模型。", "你好，小橙就是我的名字。", "我是由橙子训练的小橙。", "小橙。"]
-    assert shared_names(answers, ["我是一个语言模型。"]) == ("小橙",)
-    english = ["I am Little Orange, a model.", "My name is Little Orange.", "You can call me Little Orange."]
-    assert shared_names(english, ["I am a model. My name is GLM. You can call me that."]) == (
-        "Little Orange",
-    )
-    assert shared_names(["各不相同", "毫无共同"], []) == ()
 
 
 def test_paired_difference_is_told_from_noise() -> None:

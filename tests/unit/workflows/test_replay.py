@@ -49,17 +49,25 @@ def settings(*words: str) -> Recipe:
     return load_recipe({"model": "m", "data": {"train": ADVERTS}}, words)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 2.5])
-def test_no_more_prompts_are_answered_than_the_epochs_draw_rows(
-    model: Path, tmp_path: Path, epochs: float
+@pytest.mark.parametrize("words", ["epochs=1", "epochs=2", "epochs=2.5", "steps=4", "steps=10", "steps=30"])
+def test_no_more_prompts_are_answered_than_the_run_draws_rows(
+    model: Path, tmp_path: Path, words: str
 ) -> None:
-    plan = plan_of(model, tmp_path / "run", f"train.epochs={epochs}")
+    plan = plan_of(model, tmp_path / "run", f"train.{words}", "train.batch_size=8")
     assert plan.replay
     assert plan.replay.per_epoch == 10  # of 100
     assert plan.steps.epoch_rows == 100
-    needed = 10 * -(-epochs // 1)
+    drawn = [row for step in range(1, plan.num_steps + 1) for row in plan.steps.rows_of(step)]
+    replayed = sum(row.source == 1 for row in drawn)
     turns = [len(prompt.turns) for prompt in plan.replay.prompts]
-    assert len(plan.replay.rows) == sum(turns) >= needed > sum(turns[:-1])
+    assert len(plan.replay.rows) == sum(turns) >= replayed > sum(turns[:-1])
+
+
+def test_steps_that_draw_no_replay_leave_one_prompt(model: Path, tmp_path: Path) -> None:
+    plan = plan_of(model, tmp_path / "run", "train.steps=1", "train.batch_size=1", "train.seed=1")
+    assert plan.replay
+    assert not any(row.source for row in plan.steps.rows_of(1))
+    assert len(plan.replay.prompts) == 1
 
 
 def test_every_row_of_the_task_is_drawn_once_beside_the_replay(model: Path, tmp_path: Path) -> None:
@@ -176,6 +184,8 @@ def test_own_prompts_are_lines_of_text_or_the_questions_of_rows(tmp_path: Path) 
         turns(lines)
     with pytest.raises(ConfigError, match=r"retain\.prompts: .*none\.txt: no such file"):
         turns(tmp_path / "none.txt")
+    with pytest.raises(DataError, match=r"retain\.prompts: .*none\.jsonl: "):
+        turns(tmp_path / "none.jsonl")
 
 
 def test_a_model_without_a_chat_format_has_no_replay(tmp_path: Path) -> None:
