@@ -39,8 +39,10 @@ OUTLOOK = Outlook(
     rows=1200,
     replay="",
     nearness="",
+    report="",
     validation_rows=63,
     longest_row=812,
+    longest_replay=0,
     processes=1,
     here=forecast_on(HERE),
     cards=(
@@ -59,6 +61,13 @@ def test_the_page_of_a_run_has_its_parts_and_its_machines_in_columns() -> None:
     assert rows["KV cache"] == ["0.25"]
     assert rows["together"][-2:] == ["5.01", "3.25"]
     assert [line.split("  ")[0] for line in lines if "card" in line] == [card.name for card in CARDS]
+
+
+def test_a_replay_that_is_longer_than_the_rows_is_told_from_them() -> None:
+    lines = "\n".join(page_lines(replace(OUTLOOK, longest_replay=900)))
+    assert "longest 812 tokens" in lines
+    assert "replay's longest row: up to 900 tokens" in lines
+    assert "replay's" not in "\n".join(page_lines(replace(OUTLOOK, longest_replay=800)))
 
 
 def test_the_settings_that_make_a_run_fit_stand_in_one_piece() -> None:

@@ -101,8 +101,12 @@ def page_lines(outlook: "Outlook") -> Iterator[str]:
     )
     if outlook.replay:
         yield outlook.replay
-    if outlook.nearness:
-        yield outlook.nearness
+    if outlook.longest_replay > outlook.longest_row:
+        yield (
+            f"replay's longest row: up to {outlook.longest_replay:,} tokens, every answer in it as long as "
+            "it may become; micro-batch and memory have room for it"
+        )
+    yield from filter(None, (outlook.nearness, outlook.report))
     if speed := outlook.speed:
         from glmtune.training.progress import clock_time
 

@@ -18,7 +18,7 @@ class Retain(Settings):
     ratio: float | None = Field(None, ge=0, lt=1)
     """Part of each epoch's rows that are replay: general prompts with the answers of the untouched base,
     given before step 1; empty: 0.1 with `data.encoding: chat` and a chat format, else 0, which is none. A
-    run records it."""
+    run records it. The loss of a step is of all its rows, these among them."""
     targets: Literal["likeliest", "answers"] = "likeliest"
     """Targets of the replay rows. `likeliest`: the base's probabilities of the 20 likeliest tokens at each
     place, and of all others together. `answers`: the tokens of its answers alone."""

@@ -23,7 +23,8 @@ class StepLog:
 
     step: int
     loss: float
-    """Mean loss per learned token over the whole step, all micro-batches, all processes."""
+    """Mean loss per learned token over the whole step, all micro-batches, all processes; of replay rows too,
+    without the divergence of `retain.kl`."""
     grad_norm: float
     """Norm before clipping; nan or infinite if loss scaling has skipped the step."""
     lr: float

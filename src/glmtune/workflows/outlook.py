@@ -7,6 +7,7 @@ from statistics import median
 from typing import Any
 
 from glmtune.errors import CheckpointError
+from glmtune.general import held_out_prompts
 from glmtune.recipe import Recipe
 from glmtune.reports.recorded_run import describe_method
 from glmtune.training.loop import StepLog, mean_loss
@@ -14,9 +15,11 @@ from glmtune.workflows.assemble import assemble
 from glmtune.workflows.events import Event, Stepped, Working
 from glmtune.workflows.execute import make_steps
 from glmtune.workflows.forecast import CARDS, Forecast, forecast, this_machine
+from glmtune.workflows.forgetting import is_reported
 from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.plan import Plan, planning
 from glmtune.workflows.remedies import refusing_out_of_memory
+from glmtune.workflows.report_forgetting import MOST_SHARE, SHORT_S
 from glmtune.workflows.room import forecast_facts
 from glmtune.workflows.rows import SplitRows
 
@@ -58,9 +61,13 @@ class Outlook:
     """A line on the replay: its part of an epoch, and the prompts to answer for it; empty without any."""
     nearness: str
     """A line on `retain.kl` and its cost; empty without it."""
+    report: str
+    """A line on the report of forgetting and its cost; empty without it."""
     validation_rows: int
     longest_row: int
-    """Tokens."""
+    """Tokens of the longest row, replay left out."""
+    longest_replay: int
+    """Tokens of the longest row of replay, every answer in it as long as it may become; 0 without any."""
     processes: int
     """The number of processes that share the rows; each takes the memory of the forecasts."""
     here: Forecast
@@ -88,8 +95,10 @@ class Outlook:
             "rows": self.rows,
             "replay": self.replay,
             "nearness": self.nearness,
+            "report": self.report,
             "validation_rows": self.validation_rows,
             "longest_row_tokens": self.longest_row,
+            "longest_replay_tokens": self.longest_replay,
             "processes": self.processes,
             "here": forecast_facts(self.here),
             "cards": [forecast_facts(card) for card in self.cards],
@@ -136,14 +145,29 @@ def look_at(plan: Plan) -> Outlook:
         epochs=plan.num_steps / plan.steps.per_epoch,
         rows=len(rows),
         nearness=cost_line(plan),
+        report=report_line(plan.recipe),
         replay=plan.replay.note(plan.steps.epoch_rows, plan.recipe.retain.max_new_tokens)
         if plan.replay
         else "",
         validation_rows=len(validated),
-        longest_row=max(len(row.input_ids) for row in plan.steps.rows),
+        longest_row=max(len(row.input_ids) for row in rows),
+        longest_replay=max((len(row.input_ids) for row in plan.replay.rows), default=0) if plan.replay else 0,
         processes=plan.processes.number,
         here=forecast(plan, this_machine()),
         cards=tuple(cards),
+    )
+
+
+def report_line(recipe: Recipe) -> str:
+    """Return a line on the report of forgetting and its cost; empty for a run without it."""
+    if not is_reported(recipe):
+        return ""
+    prompts = len(held_out_prompts()[: recipe.retain.report_prompts])
+    often = ", the divergence at each evaluation too" if recipe.retain.report == "evaluations" else ""
+    return (
+        f"report of forgetting: base and tuned model answer {prompts} general prompts, at most "
+        f"{recipe.retain.max_new_tokens:,} tokens a turn{often}; fewer where it would take more than "
+        f"{SHORT_S:.0f} s and {MOST_SHARE:.0%} of the run (retain.report=off: no report)"
     )
 
 
