@@ -104,8 +104,8 @@ def _lost(runs: Sequence[Judged]) -> tuple[str, str]:
     return str(lost), f"{auroc(runs):.3f}" if 0 < lost < len(runs) else ""
 
 
-def ways(language: str, kind: str = "ways") -> str:
-    """Protections by task: what was forgotten, what was learned, steps and time."""
+def ways(language: str, kind: str = "ways", more: int = 0) -> str:
+    """Protections by task: what was forgotten, in so many digits more, what was learned, steps and time."""
     words, runs = WORDS[language], lines(kind)
     rows = [
         [
@@ -125,10 +125,10 @@ def ways(language: str, kind: str = "ways") -> str:
             rows.append(
                 [
                     words[task], words.get(way, way), str(len(found)),
-                    spread(kls, 3, language), f"{quotient:.2f}",
+                    spread(kls, 3 + more, language), f"{quotient:.2f}",
                     spread((run["task_loss"] for run in found), 2, language),
                     spread((run["task_rouge_l"] for run in found), 1, language),
-                    spread((100 * (_rise(run)) for run in found), 0, language),
+                    spread((100 * (_rise(run)) for run in found), more, language),
                     f"{mean(run['steps'] for run in found):.0f}", f"{took / took_without:.2f}",
                 ]
             )  # fmt: skip
@@ -176,7 +176,7 @@ def model(language: str) -> str:
 TABLES: dict[str, Callable[[str], str]] = {
     "model": model,
     "verdict": verdict,
-    "default": partial(ways, kind="default"),
+    "default": partial(ways, kind="default", more=3),
     "ways": ways,
     "dozen": dozen,
 }
