@@ -186,6 +186,7 @@ def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp
     # a finished run has its verdict still
     done = glmtune("train", "harsh", "--resume", "--fail-on-forgetting", cwd=tmp_path)
     assert (done.returncode, "harsh: finished, at step 1" in done.stdout) == (3, True), done.stderr
+    assert "general prompts, as the run found: forgot" in done.stdout
     done = glmtune("train", *words, "output=mild", "--fail-on-forgetting", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "general prompts: kept: " in done.stdout

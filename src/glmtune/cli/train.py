@@ -70,7 +70,10 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
     # nothing left to do is no error; with settings typed behind the run, the plan refuses what differs
     if resume and len(words) == 1 and _is_finished(run := Path(words[0])):
         if fail_on_forgetting:
-            fail_on(read_json_if_there(run / RESULT_FILE, is_ours=True).get("verdict"))
+            verdict = read_json_if_there(run / RESULT_FILE, is_ours=True).get("verdict")
+            if verdict:
+                click.echo(f"general prompts, as the run found: {verdict}")
+            fail_on(verdict)
         return
     if not dry_run:
         verdict = run_recipe(recipe, resume=resume, force=force)

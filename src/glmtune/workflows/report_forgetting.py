@@ -143,7 +143,7 @@ def told(found: Forgetting) -> Iterator[Note]:
     if (of := found.identity) is not None:
         yield Note(
             f"  {', '.join(of.names)}: in {of.hits} of {of.asked} answers on who the model is, and in "
-            f"{of.leaks} of {of.unrelated} others"
+            f"{of.leaks} of {of.unrelated} to unrelated questions"
         )
 
 

@@ -326,7 +326,7 @@ def test_the_page_shows_what_was_kept_of_the_base(run: Path) -> None:
         "forgot：在 2 个通用提示上与基座相差每 token 0.25 nat",
         "天空为什么是蓝色的？",
         "蓝色的光散射得最多。",
-        "小橙: said elsewhere",
+        "小橙: said in answers to unrelated questions",
     ):
         assert words in content
     assert "Sort a list." not in content  # whose answer is the base's

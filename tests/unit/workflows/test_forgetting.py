@@ -5,7 +5,7 @@ import pytest
 from glmtune.data.batches import Steps
 from glmtune.recipe import AdaLora, Freeze, Full, Lora, Method, Ptuning, load_recipe
 from glmtune.workflows.demo import SETTINGS
-from glmtune.workflows.forgetting import chat_loss_warning
+from glmtune.workflows.forgetting import chat_loss_warning, cures
 from glmtune.workflows.plan import plan_warning
 from models import random_rows
 
@@ -89,3 +89,12 @@ def test_several_processes_change_nothing_about_a_plan() -> None:
     )
     assert plan_warning(Lora(), 2e-4, one, 1500) == plan_warning(Lora(), 2e-4, second, 1500)
     assert (plan_warning(Lora(), 2e-4, one, 1500) or "").startswith("250 epochs of 12 rows at rate 0.0002: ")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advised"),
+    [(0, "retain.ratio=0.1"), (0.1, "retain.ratio=0.2"), (0.4, "retain.ratio=0.5"), (0.5, "train.lr=1e-05")],
+)
+def test_more_replay_is_advised_first_up_to_half_of_an_epoch(ratio: float, advised: str) -> None:
+    recipe = load_recipe({"model": "base", "data": {"train": "rows.json"}, "retain": {"ratio": ratio}})
+    assert cures(recipe, lr=1e-4, epochs=3) == advised
