@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from closeness import assert_close
@@ -24,9 +23,10 @@ from glmtune.recipe import Recipe, load_recipe
 from glmtune.run_files import read_json_lines
 from glmtune.training.allocations import TensorMeter
 from glmtune.training.processes import Processes
-from glmtune.workflows.events import Saved, drain
+from glmtune.workflows.events import drain
 from glmtune.workflows.execute import training
 from models import lively_model, random_rows, tiny_folder
+from resumed import assert_same_weights, train_in_parts
 from tuned import settings_of
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
@@ -209,11 +209,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(model: Path, tmp_p
     words = METHODS[name]
     whole, parts = (recipe(model, tmp_path / run, *words) for run in ("whole", "parts"))
     drain(training(whole))
-    interrupted = training(parts)
-    while not isinstance(next(interrupted), Saved):  # the checkpoint at step 2
-        pass
-    interrupted.close()
-    drain(training(parts, resume=True))
+    train_in_parts(parts, stop=2)
     same = ("step", "loss", "kl", "grad_norm")
     first, second = (
         [{key: line[key] for key in same} for line in lines(tmp_path / run)] for run in ("whole", "parts")
@@ -221,9 +217,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(model: Path, tmp_p
     assert first == second
     assert first[0]["kl"] == pytest.approx(0, abs=1e-6) or name == "ptuning"  # a prefix begins at random
     assert first[-1]["kl"] > 1e-4 or name not in ("lora", "full")  # the others have hardly moved
-    for path in (tmp_path / "whole" / "last").resolve().glob("*.safetensors"):
-        one, other = load_file(path), load_file((tmp_path / "parts" / "last").resolve() / path.name)
-        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_micro_batches_of_any_size_are_one_step(model: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from closeness import assert_close, distance
@@ -17,9 +16,8 @@ from glmtune.load import load_model, load_tokenizer
 from glmtune.models.quant import held_quant, quantised_layers
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.run_files import read_json_lines
-from glmtune.workflows.events import Saved, drain
-from glmtune.workflows.execute import training
 from models import tiny_hf_folder
+from resumed import assert_same_weights, train_in_parts
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 CASES = {"GLM-4-hf": "int8", "GLM-4-0414": "nf4", "GLM-4.5": "int4"}
@@ -73,14 +71,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
     base: Path, family: str, run: Path, tmp_path: Path
 ) -> None:
     parts = recipe(base, CASES[family], tmp_path / "parts")
-    interrupted = training(parts)
-    while not (isinstance(event := next(interrupted), Saved) and event.path.name.endswith("4")):
-        pass
-    interrupted.close()
-    drain(training(parts, resume=True))
-    first, second = (load_file(path / "last" / "adapter_model.safetensors") for path in (run, parts.output))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    train_in_parts(parts, stop=4)
+    assert_same_weights(run, parts.output)
 
 
 def test_it_opens_with_the_base_quantised_as_in_training(base: Path, family: str, run: Path) -> None:

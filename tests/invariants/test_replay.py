@@ -8,8 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from forks import run_ranks
 from glmtune import load_model, load_tokenizer
@@ -22,6 +20,7 @@ from glmtune.workflows import base_answers, replay
 from glmtune.workflows.events import Answered, Saved, drain
 from glmtune.workflows.execute import training
 from models import tiny_folder
+from resumed import assert_same_weights, train_in_parts
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
 REPLAYED = ("retain.ratio=0.3", "retain.max_new_tokens=6")
@@ -68,20 +67,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_by_bit(
 ) -> None:
     whole, parts = (recipe(model, tmp_path / name, *METHODS[method]) for name in ("whole", "parts"))
     drain(training(whole))
-    interrupted = training(parts)
-    while not isinstance(next(interrupted), Saved):  # the checkpoint at step 2
-        pass
-    interrupted.close()
-    drain(training(parts, resume=True))
+    train_in_parts(parts, stop=2)
     same = ("step", "loss", "losses", "grad_norm")
     first, second = (
         [{name: line[name] for name in same} for line in lines(tmp_path / run)] for run in ("whole", "parts")
     )
     assert first == second
     assert any("replay" in line["losses"] for line in first)
-    for path in (tmp_path / "whole" / "last").resolve().glob("*.safetensors"):
-        one, other = load_file(path), load_file((tmp_path / "parts" / "last").resolve() / path.name)
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("targets", ["likeliest", "answers"])

@@ -17,7 +17,7 @@ from glmtune.general import held_out_prompts
 from glmtune.generate import Sampling, complete
 from glmtune.objectives.teacher import LIKELIEST
 from glmtune.recipe import Recipe, load_recipe
-from glmtune.workflows import report_forgetting
+from glmtune.workflows import replay, report_forgetting
 from glmtune.workflows.events import Note, drain
 from glmtune.workflows.execute import training
 from glmtune.workflows.general import advice_on_run, measuring
@@ -248,7 +248,7 @@ def test_the_time_of_the_report_is_told_without_a_whole_answer(
         return complete(model, prompts, sampling, **options)
 
     monkeypatch.setattr(report_forgetting, "complete", counting)
-    monkeypatch.setattr(report_forgetting, "SHORT_S", 0.0)
+    monkeypatch.setattr(replay, "SHORT_S", 0.0)
     monkeypatch.setattr(report_forgetting, "MOST_SHARE", 0.0)
     events = list(training(recipe(model, tmp_path / "run")))
     assert lengths == [1, 2, 2 + report_forgetting.TRIED_TOKENS]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, fail_on, loading_options
+from glmtune.cli.console import MODEL, PATH, fail_on, loading_options, print_json
 
 if TYPE_CHECKING:
     from glmtune.language import Language
@@ -78,9 +78,7 @@ def checkup(
     with lines.bar("measuring"):
         found = drain(checking(recipe, path), Shown(lines))
     if as_json:
-        import json
-
-        click.echo(json.dumps(found.facts(), ensure_ascii=False, indent=2))
+        print_json(found.facts())
     else:
         lines.say(f"{found.path}: {found.kind}, on {found.base}")
         for reply in found.replies():

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 
+def print_json(value: object, *, default: Callable[[object], str] | None = None) -> None:
+    """Print a value as one indented JSON document; `default` writes what JSON has no form for."""
+    import json
+
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2, default=default))
+
+
 def leave_group() -> None:
     """Leave the process group of `torchrun`; a process that exits within it can crash in a waiting thread."""
     distributed = sys.modules.get("torch.distributed")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from glmtune.cli.console import MODEL, loading_options
+from glmtune.cli.console import MODEL, loading_options, print_json
 from glmtune.cli.hints import name_options
 
 
@@ -27,7 +27,6 @@ def doctor(
       glmtune doctor
       glmtune doctor /models/chatglm3-6b --quant int4
     """
-    import json
     from dataclasses import asdict, replace
 
     from glmtune.workflows.events import Event, Note, drain
@@ -49,6 +48,6 @@ def doctor(
         with lines.bar("doctor"):
             findings = drain(report, show)
     if as_json:
-        click.echo(json.dumps([asdict(found) for found in findings], ensure_ascii=False, indent=2))
+        print_json([asdict(found) for found in findings])
     if any(found.has_failed for found in findings):
         sys.exit(1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH, counted, fail_on, strength_option
+from glmtune.cli.console import PATH, counted, fail_on, print_json, strength_option
 from glmtune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as
     with lines.bar("answering"):
         path, facts = drain(asking_tasks(recipe, tasks, **asking), Shown(lines))
     if as_json:
-        import json
-
-        click.echo(json.dumps(facts, ensure_ascii=False, indent=2))
+        print_json(facts)
         return
     for task, scores in facts["results"].items():
         for key, value in scores.items():
@@ -134,9 +132,7 @@ def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
         result = drain(evaluating(recipe, against=against), Shown(lines))
     scores = result.scores
     if as_json:
-        import json
-
-        click.echo(json.dumps(scores, ensure_ascii=False, indent=2))
+        print_json(scores)
         return
     lines.say(f"{'':10} {'thudm':>16} {'chatglm3':>16}")
     for name, thudm, chatglm3 in scores_table(scores):
@@ -166,9 +162,7 @@ def _measure(recipe: "Recipe", *, as_json: bool) -> str:
     with lines.bar("measuring"):
         folder, found = drain(measuring(recipe), shown)
     if as_json:
-        import json
-
-        click.echo(json.dumps(found.facts(), ensure_ascii=False, indent=2))
+        print_json(found.facts())
         return found.verdict
     for note in told(found):
         shown(note)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH
+from glmtune.cli.console import PATH, print_json
 from glmtune.errors import AnswerError, ConfigError, TrainingError
 from glmtune.language import LANGUAGES, Language, own_language
 
@@ -73,7 +73,6 @@ def explain(logs: tuple[Path, ...], lang: Language | None, is_list: bool, as_jso
       python main.py --do_train 2>&1 | glmtune explain
       glmtune explain cuda-out-of-memory --lang zh
     """
-    import json
     from dataclasses import asdict
 
     from glmtune.explanations import explain_name
@@ -101,7 +100,7 @@ def explain(logs: tuple[Path, ...], lang: Language | None, is_list: bool, as_jso
                 click.echo(f"== {path}")
             click.echo("\n".join(_report(found, language)))
     if as_json:
-        click.echo(json.dumps(reports, ensure_ascii=False, indent=2))
+        print_json(reports)
     sys.exit(0 if is_known else 1)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import MODEL, PATH
+from glmtune.cli.console import MODEL, PATH, print_json
 from glmtune.quants import BITS
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def info(
       glmtune info /models/chatglm3-6b method.name=lora method.r=8
       glmtune info THUDM/chatglm3-6b --revision v1.0.2 --names
     """
-    import json
     from dataclasses import asdict
 
     from glmtune.info import inspect
@@ -56,7 +55,7 @@ def info(
     facts = inspect(path, base=base, revision=revision, template=template, method=method)
     if as_json:
         content = asdict(facts) | {"num_parameters": facts.num_parameters}
-        click.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+        print_json(content, default=str)
         return
     click.echo(facts.path)
     for key, value in _folder_lines(facts):

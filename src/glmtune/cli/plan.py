@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH, counted, leave_group
+from glmtune.cli.console import PATH, counted, leave_group, print_json
 from glmtune.log import is_main_process
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
       glmtune plan recipes/lora.yaml recipes/full.yaml model=/models/chatglm3-6b data.train=my.json
       glmtune plan runs/chatglm3-6b-lora --probe
     """
-    import json
-
     from glmtune.errors import GlmtuneError
     from glmtune.workflows.early import training_recipe
 
@@ -53,7 +51,7 @@ def plan(words: tuple[str, ...], probe: bool, as_json: bool) -> None:
         return
     if as_json:
         facts = [outlook.facts() for outlook in outlooks.values()]
-        click.echo(json.dumps(facts if len(facts) > 1 else facts[0], ensure_ascii=False, indent=2))
+        print_json(facts if len(facts) > 1 else facts[0])
         return
     for line in table_lines(outlooks) if len(outlooks) > 1 else page_lines(*outlooks.values()):
         click.echo(line)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from glmtune.cli.console import PATH
+from glmtune.cli.console import PATH, print_json
 
 if TYPE_CHECKING:
     from glmtune.reports.listing import Entry
@@ -29,7 +29,6 @@ def runs(folder: Path, as_json: bool) -> None:
       glmtune runs
       glmtune runs experiments --json
     """
-    import json
     from dataclasses import asdict
 
     from glmtune.reports.listing import summarise_runs
@@ -38,7 +37,7 @@ def runs(folder: Path, as_json: bool) -> None:
     entries = summarise_runs(folder)
     if as_json:
         values = [asdict(entry) for entry in entries]
-        click.echo(json.dumps(values, ensure_ascii=False, indent=2, default=str))
+        print_json(values, default=str)
         return
     lines = Lines()
     for entry in entries:

@@ -62,7 +62,7 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
         yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
-        model = _load(recipe, location, dtype)
+        model = load_answering(recipe, location, dtype)
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
             file.record(COMPUTED_WITH, pick_compute(model, settings.compute, rows=rows))
@@ -105,7 +105,7 @@ def evaluation_folder(recipe: Recipe, location: Location, name: str) -> Path:
     return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}{at}"
 
 
-def _load(recipe: Recipe, location: Location, dtype: Choice) -> CausalLM:
+def load_answering(recipe: Recipe, location: Location, dtype: Choice) -> CausalLM:
     """Load the model that answers, at the recipe's strength."""
     strength = recipe.evaluate.strength
     return load_location(

@@ -19,7 +19,8 @@ from glmtune.workflows.forgetting import is_reported
 from glmtune.workflows.nearness import cost_line
 from glmtune.workflows.plan import Plan, planning
 from glmtune.workflows.remedies import refusing_out_of_memory
-from glmtune.workflows.report_forgetting import MOST_SHARE, SHORT_S
+from glmtune.workflows.replay import SHORT_S
+from glmtune.workflows.report_forgetting import MOST_SHARE
 from glmtune.workflows.room import forecast_facts
 from glmtune.workflows.rows import SplitRows
 

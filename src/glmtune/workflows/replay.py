@@ -48,7 +48,7 @@ FIRST = 10
 MOST_SHARE = 0.15
 """Share of a run's time that its replay may take to be answered."""
 SHORT_S = 60.0
-"""Seconds that it may take in any run."""
+"""Seconds that it, or the report of forgetting, may take in any run."""
 TIMED_TOKENS = 512
 """Tokens of the rows that a forward pass is timed with."""
 OWN = "own"
@@ -259,7 +259,7 @@ def _answer(
         yield Answered(done, len(left))
     if len(left) > FIRST:
         each = (time.perf_counter() - start) / FIRST
-        allowed = max(SHORT_S, MOST_SHARE * expected_seconds(plan, base))
+        allowed = allowed_seconds(plan, base, MOST_SHARE)
         # all ranks take rank 0's number: their clocks differ
         most = int(plan.processes.firsts(max(FIRST, min(len(left), int(allowed / each)))))
         for done in answering.parts(left[:most]):
@@ -277,6 +277,11 @@ def _answer(
 
 def _count(number: int) -> str:
     return "1 prompt" if number == 1 else f"{number:,} prompts"
+
+
+def allowed_seconds(plan: "Plan", base: CausalLM, share: float) -> float:
+    """Return the time that something beside the steps may take: a share of theirs, or `SHORT_S` if longer."""
+    return max(SHORT_S, share * expected_seconds(plan, base))
 
 
 def expected_seconds(plan: "Plan", base: CausalLM) -> float:

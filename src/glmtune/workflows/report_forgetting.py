@@ -18,7 +18,7 @@ from glmtune.training.allocations import trim_heap
 from glmtune.workflows import forgetting
 from glmtune.workflows.base_answers import PromptTurns
 from glmtune.workflows.events import Event, Note, Working
-from glmtune.workflows.replay import expected_seconds
+from glmtune.workflows.replay import allowed_seconds
 from glmtune.workflows.retention import Reference, measure, record_reference
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 MOST_SHARE = 0.05
 """Share of a run's time that its report may take."""
-SHORT_S = 60.0
-"""Seconds that it may take in any run."""
 TRIED, TRIED_TOKENS = 8, 8
 """Prompts, and tokens of their answers, that are timed."""
 LITTLE_FALL, LITTLE_KL = 0.03, 0.01
@@ -85,7 +83,7 @@ def _number_of_prompts(plan: "Plan", base: CausalLM) -> int:
     if plan.is_resumed:
         begun = read_json_if_there(plan.folder / ENVIRONMENT_FILE, is_ours=True)
         return min(int(begun.get(PROMPTS) or 0), wanted)
-    allowed = max(SHORT_S, MOST_SHARE * expected_seconds(plan, base))
+    allowed = allowed_seconds(plan, base, MOST_SHARE)
     number = min(int(allowed / _seconds_of_prompt(plan, base)), wanted)
     # all ranks take rank 0's number: their clocks differ
     return int(plan.processes.firsts(number if number >= min(FEWEST, wanted) else 0))

@@ -55,30 +55,6 @@ class Reference:
     """The category that such rows change on purpose."""
 
 
-def ask_base(
-    model: CausalLM,
-    tokenizer: Tokenizer,
-    prompts: Sequence[GeneralPrompt],
-    *,
-    folder: ModelFolder,
-    taught: Taught,
-    settings: Retain,
-    processes: Processes,
-) -> list[BaseAnswer]:
-    """Return the base's greedy answers to prompts; those that it has given before are not given anew."""
-    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
-    return answer_prompts(
-        model,
-        tokenizer,
-        prompts,
-        taught=taught,
-        max_new_tokens=settings.max_new_tokens,
-        cache=cache_file(folder, model, tokenizer, sampling),
-        sampling=sampling,
-        processes=processes,
-    )
-
-
 def record_reference(
     model: CausalLM,
     tokenizer: Tokenizer,
@@ -92,14 +68,22 @@ def record_reference(
     task: Sequence[TrainingRow] = (),
     words: Iterable[str] = (),
 ) -> Reference:
-    """Have the base answer general prompts, and record its likeliest tokens there and on rows of the run.
+    """Have the base answer general prompts greedily; record its likeliest tokens there and on the run's rows.
 
     `folder`: the base's, which its kept answers go by. `train`: rows to learn, of which as many as `task` has
     tell how well the base knows them; `task`: rows held out of them; `words`: those of `data.fill`, the names
     that the rows teach if they say them. All processes call it together.
     """
-    answers = ask_base(
-        model, tokenizer, prompts, folder=folder, taught=taught, settings=settings, processes=processes
+    sampling = Sampling(do_sample=False, max_new_tokens=settings.max_new_tokens)
+    answers = answer_prompts(
+        model,
+        tokenizer,
+        prompts,
+        taught=taught,
+        max_new_tokens=settings.max_new_tokens,
+        cache=cache_file(folder, model, tokenizer, sampling),
+        sampling=sampling,
+        processes=processes,
     )
     general = [answer.row(f"{answer.prompt.name}, turn {answer.turn}") for answer in answers]
     known = spread(train, max(len(task), 1))

@@ -6,12 +6,13 @@ from typing import Any
 
 from glmtune.errors import ConfigError
 from glmtune.extras import require
-from glmtune.load import choose_type, load_location, tokenizer_of
-from glmtune.locations import find_base, resolve
+from glmtune.load import choose_type, tokenizer_of
+from glmtune.locations import resolve
 from glmtune.models.device import resolve_device
 from glmtune.recipe import Recipe
 from glmtune.run_files import make_folder, write_json
 from glmtune.training.processes import Processes
+from glmtune.workflows.evaluating import evaluation_folder, load_answering
 from glmtune.workflows.events import Event, Working
 
 TASKS_FILE = "tasks.json"
@@ -49,15 +50,7 @@ def asking_tasks(
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=strength != 1)
     tokenizer = tokenizer_of(location, template=recipe.template)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
-    model = load_location(
-        location,
-        template=recipe.template,
-        dtype=dtype,
-        device=recipe.device,
-        quant=recipe.quant,
-        strength=strength,
-        base=find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None,
-    ).eval()
+    model = load_answering(recipe, location, dtype)
     processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
     yield Working("answering tasks")
     result = lm_eval.simple_evaluate(
@@ -70,12 +63,7 @@ def asking_tasks(
     facts: dict[str, Any] = {"lm_eval": lm_eval.__version__, "model": str(location.trained)}
     facts |= {"strength": strength, "limit": limit}
     facts |= {key: result[key] for key in KEPT if key in result}
-    at = "" if strength == 1 else f"-strength-{strength:g}"
-    folder = recipe.output
-    if folder is None and location.run:
-        folder = location.run / "evaluations" / f"{location.trained.resolve().name}{at}-tasks"
-    elif folder is None:
-        folder = Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}{at}-tasks"
+    folder = evaluation_folder(recipe, location, "tasks")
     make_folder(folder)
     write_json(folder / TASKS_FILE, facts)
     return folder / TASKS_FILE, facts
