@@ -112,7 +112,8 @@ LEARNING: dict[str, Facts] = {"identity": {"lr": 3e-3, "epochs": 40}, "adverts":
 
 def default(base: Base, seeds: int) -> Iterator[Case]:
     """LoRA as it is where nothing is set, three epochs, with the replay that is the default and without."""
-    for seed, task in itertools.product(range(1, seeds + 1), LEARNING):
+    tasks = [task for task in LEARNING if task in base.tasks]
+    for seed, task in itertools.product(range(1, seeds + 1), tasks):
         for way in ("none", "replay 0.1"):
             train = {"epochs": 3, "seed": seed}
             retain = {**WAYS[way], "max_new_tokens": MOST_NEW}
