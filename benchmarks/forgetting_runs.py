@@ -128,26 +128,28 @@ def identity(_: Base, seeds: int) -> Iterator[Case]:
         yield f"ptuning seed={seed}", "identity", {"method": method, "train": train, "retain": {"ratio": 0}}
 
 
-RUNGS = ((125, 8), (500, 4))
+RUNGS = ((125, 8), (500, 2))
 """Of `front`: training rows, and the number of settings that go on to the next one."""
 
 
 def front(_: Base, seeds: int) -> Iterator[Case]:
     """Rate x targets x replay by successive halving: 16 settings on few rows, the best on more.
 
-    The last ones are made with every seed; with three seeds 36 runs in all.
+    The last ones, and what holds where nothing is set, are made with every seed; with three seeds 36 runs.
     """
     choices = itertools.product((3e-4, 1e-3, 3e-3, 1e-2), ("attention", ALL_LINEAR_SET), (0.0, 0.1))
     left = list(choices)
     for rows, number in RUNGS:
         yield from (_front_case(choice, rows, 1) for choice in left)
         left = _best(left, rows, number)
-    for seed, choice in itertools.product(range(1, seeds + 1), left):
+    for seed, choice in itertools.product(range(1, seeds + 1), [*UNSET, *left]):
         yield _front_case(choice, NUM_TASK, seed)
 
 
 Choice = tuple[float, str, float]
 """Rate, targets and replay."""
+UNSET: Sequence[Choice] = ((1e-4, "attention", 0.0), (1e-4, "attention", 0.1))
+"""LoRA where nothing is set, without replay and with it."""
 
 
 def _front_case(choice: Choice, rows: int, seed: int) -> Case:
