@@ -32,7 +32,7 @@ from glmtune.generate.queue import (
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request, require_request
 from glmtune.generate.reuse import Reuse, mark_model
 from glmtune.generate.runner import PrefillPrompt, build_runner
-from glmtune.generate.sampling import NOTHING, Draw, draw_tokens
+from glmtune.generate.sampling import NOTHING, Draw, draw_tokens, find_likely
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.protocol import CausalLM
@@ -123,6 +123,17 @@ class Engine:
     def is_idle(self) -> bool:
         """True if nothing is left to answer."""
         return not (self._batch or self._line.waiting or self._drawn)
+
+    @property
+    def num_rows(self) -> int:
+        """Number of requests that are being answered; the others wait."""
+        return len(self._batch)
+
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens that the KV cache has room for."""
+        rows, columns = self.rows.room
+        return rows * columns
 
     def submit(self, request: Request) -> int:
         """Queue a request; return its number.
@@ -268,7 +279,7 @@ class Engine:
             self.rows.lengths = lengths
             raise
         self._positions = following
-        self._take(self._batch, drawn)
+        self._take(self._batch, drawn, logits)
 
     def _join(self, joining: Sequence[Answer]) -> None:
         """Prefill waiting requests and draw their first tokens; until then they stay in line."""
@@ -285,15 +296,17 @@ class Engine:
         for answer in joining:
             answer.mark = self.reuse.mark
             self._line.waiting.popleft()
-        self._take(joining, drawn)
+        self._take(joining, drawn, logits)
 
-    def _take(self, answers: Sequence[Answer], drawn: Sequence[int]) -> None:
-        """Append the drawn tokens to their answers; raise `AnswerError` for rows that got `NOTHING`."""
+    def _take(self, answers: Sequence[Answer], drawn: Sequence[int], logits: Tensor) -> None:
+        """Append the tokens drawn from logits (B, V); raise `AnswerError` for rows that got `NOTHING`."""
         spoiled = [answer for answer, token in zip(answers, drawn, strict=True) if token == NOTHING]
-        for answer, token in zip(answers, drawn, strict=True):
+        for row, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
             if token != NOTHING:
                 answer.ids.append(token)
-                self._drawn.append(Token(answer.number, token, answer.is_ended))
+                count = answer.request.num_likeliest
+                likely = None if count is None else find_likely(logits[row], token, count)
+                self._drawn.append(Token(answer.number, token, answer.is_ended, likely))
                 self.tell_length([len(answer.request.prompt) + len(answer.ids)])
         if not spoiled:
             return
