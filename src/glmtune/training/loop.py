@@ -83,6 +83,7 @@ def fit(
     start = time.perf_counter()
     for step, micro in steps:  # what it takes to make the batches is a part of the step's time
         module.train()
+        processes.enter(f"step {step}")
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
         losses = _StepLosses(sources, processes)

@@ -4,8 +4,10 @@ This is the only module that imports accelerate.
 """
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -16,6 +18,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from glmtune.errors import ConfigError
+from glmtune.recipe.distributed import Ddp, EngineSettings
+from glmtune.training import heartbeat
+
 Value = TypeVar("Value")
 
 
@@ -25,19 +31,30 @@ class Processes:
     All processes must call the methods that exchange values: `total`, `is_any`, `gather`, `firsts`, `wait`.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", *, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        precision: str = "fp32",
+        engine: EngineSettings | None = None,
+    ) -> None:
         """Join the processes on `cpu` or `cuda`, where each takes a GPU of its own.
 
-        `precision` is fp32, bf16, or fp16 with loss scaling.
+        `precision` is fp32, bf16, or fp16 with loss scaling; `engine` shares the training (default: DDP).
+        Raises `ConfigError` for more processes than cards.
         """
         self._is_on_cpu = torch.device(device).type == "cpu"
         self.precision = precision
         """Type of forward and backward passes: fp32, bf16 or fp16. Fixed from the first pass on."""
-        state = PartialState(cpu=self._is_on_cpu)
+        self.engine = engine or Ddp()
+        if not self._is_on_cpu:
+            _require_card()
+        state = PartialState(cpu=self._is_on_cpu, timeout=timedelta(seconds=self.engine.timeout_s))
         self.rank: int = state.process_index
         """Number of this process, from 0."""
         self.number: int = state.num_processes
         self.device: torch.device = state.device
+        self._heartbeat = heartbeat.begin(self.rank, self.number) if self.number > 1 else None
 
     @cached_property
     def _accelerator(self) -> Accelerator:
@@ -50,6 +67,11 @@ class Processes:
     def is_main(self) -> bool:
         """True if this process writes the run's files."""
         return self.rank == 0
+
+    def enter(self, place: str) -> None:
+        """Note the part of the run that this process is in from here on, `step 7`: others may wait for it."""
+        if self._heartbeat:
+            self._heartbeat.place = place
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of all processes' values."""
@@ -126,3 +148,13 @@ class Processes:
     def restore_scaler(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `scaler_state`."""
         self._accelerator.scaler.load_state_dict(state)
+
+
+def _require_card() -> None:
+    """Raise `ConfigError` if this process has no card of its own."""
+    own, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= cards:
+        raise ConfigError(
+            f"--nproc: process {own} of this machine has no card: torch sees {cards}",
+            hint=f"at most {cards} processes; or device=cpu",
+        )

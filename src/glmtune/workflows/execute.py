@@ -153,6 +153,7 @@ def _steps(run: Run) -> Iterator[Event]:
         # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
+            run.processes.enter(f"saving step {log.step}")
             yield Working("saving")
             if not is_evaluated:
                 # the step may have ruined the weights: one batch tells, before they are saved
@@ -208,6 +209,7 @@ def _is_out_of_patience(run: Run) -> bool:
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
     """Take the evaluation loss, answer the sample prompts, draw; return True for a new best loss."""
     progress = run.progress
+    run.processes.enter(f"the evaluation after step {progress.step}")
     yield Working("evaluating")
     trim_heap()  # of loading or of the steps
     loss = _evaluation_loss(run, run.validation)
