@@ -96,7 +96,8 @@ def training(
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
-            forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
+            with run.processes.joined():
+                forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
             if run.reference:
                 run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
@@ -225,7 +226,8 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         progress.evaluations_since_best += 1
     facts: dict[str, Any] = {} if is_settled else {"is_settled": False}
     if run.reference and run.recipe.retain.report == "evaluations":
-        facts["general_kl"] = general_divergence(run.model, run.reference).mean
+        with run.processes.joined():
+            facts["general_kl"] = general_divergence(run.model, run.reference).mean
     if run.is_main:
         run.writer.add({"step": progress.step, "eval_loss": loss, **facts})
     if run.recipe.samples.prompts:
@@ -259,7 +261,8 @@ def _ask(run: Run, questions: Sequence[SampleQuestion]) -> None:
     """Write the model's answers to these questions to samples.jsonl."""
     taught, longest = Taught.of(run.recipe.data), run.recipe.samples.max_new_tokens
     # outside `is_main`: every process takes part in the forward passes
-    lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
+    with run.processes.joined():
+        lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
     if run.is_main:
         run.writer.add_samples(run.progress.step, lines)
 
