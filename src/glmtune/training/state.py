@@ -34,7 +34,7 @@ def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Proces
     if processes.device.type == "cuda":
         random_state["cuda"] = torch.cuda.get_rng_state(processes.device)
     state: dict[str, Any] = {
-        "optimizer": optimizer.state_dict(),
+        "optimizer": processes.optimizer_state(optimizer),
         "schedule": schedule.state_dict(),
         "random": processes.gather(random_state),
     }
@@ -84,7 +84,7 @@ def restore_state(
     state: Mapping[str, Any], optimizer: Optimizer, schedule: LRScheduler, processes: Processes
 ) -> None:
     """Restore the result of `collect_state`, with this process's own random numbers."""
-    optimizer.load_state_dict(state["optimizer"])
+    processes.restore_optimizer(optimizer, state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if processes.loss_scale is not None:
         processes.restore_scaler(state["scaler"])

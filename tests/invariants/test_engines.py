@@ -1,0 +1,81 @@
+"""Laws of runs whose work or weights are shared over processes: the same figures as of one process."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from closeness import assert_close
+from forks import run_ranks
+from glmtune.run_files import read_json_lines
+from glmtune.workflows.early import training_recipe
+from glmtune.workflows.events import drain
+from glmtune.workflows.execute import training
+from models import tiny_folder
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+METHODS = {
+    "lora": ["method=lora", "method.dropout=0"],
+    "ptuning": ["method=ptuning", "method.num_prefix_tokens=4", "method.dropout=0"],
+    "full": ["method=full"],
+}
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def words(model: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"model={model}", f"output={output}", f"data.train={ADVERTS}", "data.max_tokens=400",
+        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.lr=1e-3", "train.eval_every=10",
+        "train.batch_size=5", "train.micro_batch_size=2", "samples.prompts=[]", "retain.report=off",
+        "retain.ratio=0", *more,
+    ]  # fmt: skip
+
+
+def steps(run: Path) -> list[dict[str, float]]:
+    return [line for line in read_json_lines(run / "metrics.jsonl") if "loss" in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted((run / "last").resolve().glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same_steps(run: Path, other: Path, *, rel: float) -> None:
+    assert len(steps(run)) == len(steps(other)) == 10
+    for line, expected in zip(steps(run), steps(other), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=rel)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=rel)
+        assert line["tokens"] == expected["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "method"),
+    [
+        ("fsdp2", "lora"),
+        *(
+            pytest.param(engine, method, marks=SLOW)
+            for engine, method in (
+                ("ddp", "ptuning"),
+                ("ddp", "full"),
+                ("fsdp2", "ptuning"),
+                ("fsdp2", "full"),
+            )
+        ),
+    ],
+)
+def test_two_processes_of_an_engine_equal_one(model: Path, tmp_path: Path, engine: str, method: str) -> None:
+    drain(training(training_recipe({}, words(model, tmp_path / "one", *METHODS[method]))))
+    given = words(model, tmp_path / "two", *METHODS[method], f"distributed={engine}")
+    done = run_ranks(2, "-m", "glmtune", "train", *given, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert one.keys() == two.keys()  # whole, under the published names
+    for name, tensor in one.items():
+        assert_close(two[name], tensor, "the same steps, summed in another order", atol=1e-5)
