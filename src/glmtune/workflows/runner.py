@@ -32,7 +32,6 @@ from glmtune.run_files import (
     RECIPE_FILE,
     RESULT_FILE,
     cannot_write,
-    last_checkpoint,
     make_folder,
     remove_folder,
 )
@@ -236,7 +235,7 @@ def _failure(folder: Path, log: Path, begin: int, code: int) -> TrainingError:
     last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
     return TrainingError(
         f"{folder}: the run has ended {how} before its first step: {last}",
-        hint="without --detach it shows all of its lines here",
+        hint="begin it in a terminal: `glmtune train` with the same words shows each line as it comes",
     )
 
 
@@ -316,15 +315,11 @@ def log_of(folder: str | Path) -> Path:
     if not (run / LOG_FILE).exists():
         state = state_of(run)  # raises where there is no run at all
         raise ConfigError(
-            f"{run}: no {LOG_FILE}, for this run was begun in a terminal",
-            hint=f"its {METRICS_FILE} has each step; the next time, {_detached(state)}",
+            f"{run}: {state.state}, without {LOG_FILE}: its lines went to the terminal that it was begun in",
+            hint=f"{METRICS_FILE} in its folder has the figures of each step; "
+            "`glmtune train RUN --detach` keeps the lines of a run",
         )
     return run / LOG_FILE
-
-
-def _detached(state: RunState) -> str:
-    folder = shlex.quote(str(state.folder))
-    return f"`glmtune train {folder} --resume --detach`" if last_checkpoint(state.folder) else "`--detach`"
 
 
 def follow_log(folder: str | Path, *, is_followed: bool = True) -> Iterator[str]:
@@ -358,12 +353,13 @@ def stop(folder: str | Path, *, at_once: bool = False) -> RunState:
     if not record.is_program:
         raise ConfigError(
             f"{state.folder}: trained by another program (process {record.pid}), which is not stopped here",
-            hint=f"end it where it was begun: Ctrl-C, or `kill {record.pid}`",
+            hint="end it where it was begun, with Ctrl-C",
         )
     if psutil.WINDOWS and not at_once:
         raise ConfigError(
             f"{state.folder}: on Windows a run cannot be asked from outside to save itself",
-            hint="Ctrl-C in its window does; --now ends it, and it goes on from its last checkpoint",
+            hint=f"`glmtune stop {shlex.quote(str(state.folder))} --now` ends it, and it goes on from its "
+            "last checkpoint",
         )
     write_record(state.folder, replace(record, is_stop_asked=True))
     _signal(record, state.folder, at_once=at_once)
