@@ -9,15 +9,15 @@ from glmtune.errors import ConfigError
 from glmtune.generate.compute import choose_compute
 from glmtune.generate.engine import Engine
 from glmtune.load import load_location, tokenizer_of
-from glmtune.locations import Location, resolve
-from glmtune.serve.limits import Limits
+from glmtune.locations import resolve
+from glmtune.serve.limits import ServerLimits
 from glmtune.serve.service import ServedModel
 
 
 def open_models(
     path: Path,
     adapters: Mapping[str, Path],
-    limits: Limits,
+    limits: ServerLimits,
     *,
     template: str | None = None,
     revision: str | None = None,
@@ -29,7 +29,7 @@ def open_models(
     Raises `ConfigError` and `CheckpointError` as `load_model` and `Adapters.add`.
     """
     location = resolve(path, revision=revision)
-    name = _name_of(location, path)
+    name = (location.run or path).absolute().name
     if name in adapters:
         raise ConfigError(f"adapter: {name} is the base's own name", hint="choose another NAME=PATH")
     tokenizer = tokenizer_of(location, template=template)
@@ -54,7 +54,7 @@ def open_models(
     return _engine(loaded, limits), models
 
 
-def _engine(model: Any, limits: Limits) -> Engine:  # Any: a model or `Adapters`
+def _engine(model: Any, limits: ServerLimits) -> Engine:  # Any: a model or `Adapters`
     engine = Engine(
         model,
         max_rows=limits.max_rows,
@@ -64,8 +64,3 @@ def _engine(model: Any, limits: Limits) -> Engine:  # Any: a model or `Adapters`
     if not engine.goes_on:
         engine.reuse.num_tokens = 0  # no turn could reuse the one before
     return engine
-
-
-def _name_of(location: Location, path: Path) -> str:
-    """Return the name that a model is served under: that of its run, or of its folder."""
-    return (location.run or path).absolute().name

@@ -54,7 +54,14 @@ class TokenStream:
             elif event[1].is_last:
                 self._forget({event[0]})
             self._events.put_nowait(event)
-        self._accept(next((event for event in events if isinstance(event, BaseException)), None))
+        if self.accepted.done():
+            return
+        # the first events of a stream say if the engine has taken its requests
+        refused = next((event for event in events if isinstance(event, BaseException)), None)
+        if refused is None:
+            self.accepted.set_result(None)
+        else:
+            self.accepted.set_exception(refused)
 
     def cancel(self, index: int | None = None) -> None:
         """Give up one request, or all: the engine drops them before its next step."""
@@ -62,14 +69,6 @@ class TokenStream:
         if gone:
             self._forget(gone)
             self._worker.give_up(self, gone)
-
-    def _accept(self, error: BaseException | None) -> None:
-        if self.accepted.done():
-            return
-        if error is None:
-            self.accepted.set_result(None)
-        else:
-            self.accepted.set_exception(error)
 
     def _forget(self, indices: set[int]) -> None:
         self.open -= indices
