@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 from glmtune.errors import AnswerError, GlmtuneError
-from glmtune.generate.engine import Engine
+from glmtune.generate.lanes import Lanes
 from glmtune.generate.requests import Request, Token
 from glmtune.serve.errors import ApiError, shutting_down
 
@@ -78,7 +78,7 @@ class TokenStream:
 class Worker:
     """Owns an engine and steps it, in a thread of its own, while there is anything to answer."""
 
-    def __init__(self, engine: Engine, *, max_open: int) -> None:
+    def __init__(self, engine: Lanes, *, max_open: int) -> None:
         """`max_open`: requests that are answered or wait; above it `submit` raises 429."""
         self.engine = engine
         self.max_open = max_open
