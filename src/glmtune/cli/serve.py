@@ -107,7 +107,7 @@ def serve(
         require(package, extra="serve")
     from glmtune.serve.api import build_app
     from glmtune.serve.guard import KEY_NAME, Access
-    from glmtune.serve.limits import Limits
+    from glmtune.serve.limits import ServerLimits
     from glmtune.serve.opening import open_models
     from glmtune.serve.running import AnswerServer, listen
     from glmtune.serve.service import Service
@@ -115,7 +115,7 @@ def serve(
 
     access = Access(host=host, key=os.environ.get(KEY_NAME), names=names, origins=origins)
     given = {name: options.pop(name) for name in list(options) if name.startswith("max_")}
-    limits = Limits(**{name: value for name, value in given.items() if value is not None})
+    limits = ServerLimits(**{name: value for name, value in given.items() if value is not None})
     if len({name for name, _ in adapters}) < len(adapters):
         raise ConfigError("adapter: a name is given twice", hint="give each adapter a name of its own")
     listening = listen(host, port)

@@ -65,7 +65,8 @@ class GrowingAnswer:
         if not (token.is_last or is_called or self._stops.found is not None):
             return Written(self.index, pieces, drawn)
         if not is_called:
-            pieces += self._end()
+            pieces += self._flush()
+            pieces += self._note(self._stream.finish()) if self._stream else []
         # what was kept back may hold a stop text, or a call
         is_ended = is_end or is_called or self._stops.found is not None
         reason: Reason = "length" if not is_ended else "tool_calls" if self._has_calls else "stop"
@@ -86,10 +87,6 @@ class GrowingAnswer:
         """Return the text that was kept back."""
         text = self._stops.add(self._text.finish())
         return self._parse(text + self._stops.finish())
-
-    def _end(self) -> list[AnswerPiece]:
-        pieces = self._flush()
-        return pieces + self._note(self._stream.finish()) if self._stream else pieces
 
     def _parse(self, text: str) -> list[AnswerPiece]:
         if not text:

@@ -15,11 +15,11 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from glmtune.serve.chat import chat_chunks, chat_completion, chat_question
 from glmtune.serve.completions import completion, completion_chunks, completion_questions
 from glmtune.serve.errors import ApiError, shutting_down
-from glmtune.serve.guard import Access, Guard
-from glmtune.serve.limits import Limits
+from glmtune.serve.guard import Access, AccessGuard
+from glmtune.serve.limits import ServerLimits
 from glmtune.serve.metrics import Metrics
 from glmtune.serve.schema import ChatRequest, CompletionRequest
-from glmtune.serve.service import Reply, Service
+from glmtune.serve.service import GrowingReply, Service
 from glmtune.serve.streaming import EventStream, data_events, unless_gone
 from glmtune.strict import parse_json
 
@@ -86,14 +86,16 @@ def build_app(service: Service, access: Access) -> FastAPI:
     return app
 
 
-def _add_middleware(app: FastAPI, access: Access, limits: Limits) -> None:
+def _add_middleware(app: FastAPI, access: Access, limits: ServerLimits) -> None:
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=limits.max_body_bytes)
     if access.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"]
         )
     # the last one added is the first to see a request
-    app.add_middleware(Guard, access=access, write_error=error_response, body_timeout_s=limits.body_timeout_s)
+    app.add_middleware(
+        AccessGuard, access=access, write_error=error_response, body_timeout_s=limits.body_timeout_s
+    )
 
 
 def error_response(error: ApiError, _path: str = "") -> JSONResponse:
@@ -151,7 +153,7 @@ def _openai_routes(service: Service) -> APIRouter:
     @router.post("/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """A text gone on with, whole or as server-sent events."""
-        replies: list[Reply] = []
+        replies: list[GrowingReply] = []
         try:
             for question in completion_questions(body):
                 reply = await unless_gone(request, service.ask(question))
@@ -177,7 +179,9 @@ def _openai_routes(service: Service) -> APIRouter:
     return router
 
 
-def stream(service: Service, chunks: AsyncIterator[dict[str, Any]], replies: Sequence[Reply]) -> Response:
+def stream(
+    service: Service, chunks: AsyncIterator[dict[str, Any]], replies: Sequence[GrowingReply]
+) -> Response:
     """Return the server-sent events of replies, which are given up when the client goes."""
 
     async def events() -> AsyncIterator[str]:

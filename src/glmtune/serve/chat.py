@@ -12,7 +12,7 @@ from glmtune.generate.sampling import Likely
 from glmtune.serve.answer import Written
 from glmtune.serve.errors import ApiError
 from glmtune.serve.schema import ChatRequest
-from glmtune.serve.service import Question, Reply
+from glmtune.serve.service import GrowingReply, Question
 from glmtune.templates.answer_stream import AnswerPiece, CallPiece, TextPiece, ThoughtPiece
 from glmtune.tokenizers.protocol import Tokenizer
 
@@ -42,7 +42,7 @@ def chat_question(request: ChatRequest) -> Question:
 class _Writer:
     """Writes one reply to a chat."""
 
-    def __init__(self, reply: Reply, kind: str) -> None:
+    def __init__(self, reply: GrowingReply, kind: str) -> None:
         self.reply = reply
         self.head = {
             "id": f"chatcmpl-{token_hex(12)}",
@@ -72,7 +72,7 @@ class _Writer:
         return [self.chunk([choice]) for choice in choices]
 
 
-async def chat_chunks(reply: Reply, *, includes_usage: bool) -> AsyncIterator[dict[str, Any]]:
+async def chat_chunks(reply: GrowingReply, *, includes_usage: bool) -> AsyncIterator[dict[str, Any]]:
     """Yield the chunks of a streamed reply."""
     writer = _Writer(reply, "chat.completion.chunk")
     more: dict[str, Any] = {"usage": None} if includes_usage else {}
@@ -87,7 +87,7 @@ async def chat_chunks(reply: Reply, *, includes_usage: bool) -> AsyncIterator[di
         yield writer.chunk([], usage=usage(reply))
 
 
-async def chat_completion(reply: Reply) -> dict[str, Any]:
+async def chat_completion(reply: GrowingReply) -> dict[str, Any]:
     """Return a whole reply."""
     choices: list[dict[str, Any]] = []
     logprobs: list[list[dict[str, Any]]] = [[] for _ in reply.answers]
@@ -135,7 +135,7 @@ def _call(piece: CallPiece) -> dict[str, Any]:
     return {"id": piece.id, "type": "function", "function": function}
 
 
-def usage(reply: Reply) -> dict[str, Any]:
+def usage(reply: GrowingReply) -> dict[str, Any]:
     """Return the numbers of tokens read and written so far."""
     read, written = reply.num_prompt_tokens, reply.num_tokens
     return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.serve.answer import Written
 from glmtune.serve.chat import usage
 from glmtune.serve.schema import CompletionRequest
-from glmtune.serve.service import Question, Reply
+from glmtune.serve.service import GrowingReply, Question
 from glmtune.templates.answer_stream import TextPiece
 from glmtune.tokenizers.protocol import Tokenizer
 
@@ -32,7 +32,7 @@ def completion_questions(request: CompletionRequest) -> list[Question]:
     ]
 
 
-def _head(reply: Reply) -> dict[str, Any]:
+def _head(reply: GrowingReply) -> dict[str, Any]:
     return {
         "id": f"cmpl-{token_hex(12)}",
         "object": "text_completion",
@@ -42,7 +42,7 @@ def _head(reply: Reply) -> dict[str, Any]:
 
 
 async def completion_chunks(
-    replies: Sequence[Reply], *, includes_usage: bool
+    replies: Sequence[GrowingReply], *, includes_usage: bool
 ) -> AsyncIterator[dict[str, Any]]:
     """Yield the chunks of streamed replies, one reply after the other."""
     head = _head(replies[0])
@@ -64,7 +64,7 @@ async def completion_chunks(
         yield {**head, "choices": [], "usage": _total(replies)}
 
 
-async def completion(replies: Sequence[Reply]) -> dict[str, Any]:
+async def completion(replies: Sequence[GrowingReply]) -> dict[str, Any]:
     """Return whole replies."""
     choices: list[dict[str, Any]] = []
     for reply in replies:
@@ -87,7 +87,7 @@ def _text(written: Written) -> str:
     return "".join(piece.text for piece in written.pieces if isinstance(piece, TextPiece))
 
 
-def _total(replies: Sequence[Reply]) -> dict[str, Any]:
+def _total(replies: Sequence[GrowingReply]) -> dict[str, Any]:
     counts = list(map(usage, replies))
     return {name: sum(count[name] for count in counts) for name in counts[0]}
 

@@ -10,10 +10,10 @@ import hmac
 import ipaddress
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import HTTPException
+from fastapi import HTTPException, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glmtune.errors import ConfigError
 from glmtune.serve.errors import ApiError, api_error
@@ -27,7 +27,7 @@ KEPT_BEHIND_KEY = ("/v1", "/metrics")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """The clients that may ask: checked by `Guard`."""
+    """The clients that may ask: checked by `AccessGuard`."""
 
     host: str
     """Address that the server listens on."""
@@ -57,14 +57,21 @@ class Access:
                 f"Host: {host!r:.80} is no name of this server; --allow-host adds one",
                 code="foreign_host",
             )
-        origin = headers.get(b"origin")
-        if origin is not None and not self._allows(origin.decode("latin-1"), host):
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        # a page of this server has its own address for an origin; a program that is no browser has none
+        own = ("", f"http://{host}".lower(), f"https://{host}".lower())
+        if origin.lower() not in own and origin not in self.origins:
             raise ApiError(
                 403,
-                f"Origin: {origin.decode('latin-1')!r:.80} may not ask here; --allow-origin adds one",
+                f"Origin: {origin!r:.80} may not ask here; --allow-origin adds one",
                 code="foreign_origin",
             )
-        if self.key is not None and path.startswith(KEPT_BEHIND_KEY) and not self._has_key(headers):
+        if self.key is None or not path.startswith(KEPT_BEHIND_KEY):
+            return
+        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        # Anthropic's clients have a header of their own for the key
+        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        if not hmac.compare_digest(given, self.key.encode()):
             raise ApiError(
                 401,
                 "this server needs a key: Authorization: Bearer KEY",
@@ -73,23 +80,14 @@ class Access:
             )
 
     def _knows(self, name: str | None) -> bool:
-        """True for a name of this machine. An address is no name that another site could let point here."""
+        """True for a name of this machine."""
         if not name:
             return False
         if name in LOCAL_NAMES or name in {self.host.lower(), *map(str.lower, self.names)}:
             return True
+        # no other site can let an address point here, as it can its own name
         address = _address(name)
         return address is not None and (address.is_loopback or not is_local(self.host))
-
-    def _allows(self, origin: str, host: str) -> bool:
-        """True for the server's own pages, and for the origins that were allowed."""
-        own = {f"http://{host}".lower(), f"https://{host}".lower()}
-        return origin.lower() in own or origin in self.origins
-
-    def _has_key(self, headers: dict[bytes, bytes]) -> bool:
-        scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        return self.key is not None and hmac.compare_digest(given, self.key.encode())
 
 
 def is_local(host: str) -> bool:
@@ -114,14 +112,14 @@ def _name(url: str) -> str | None:
         return None
 
 
-class Guard:
+class AccessGuard:
     """ASGI middleware that lets requests pass by `Access`, and gives no traceback to a client."""
 
     def __init__(
         self,
-        app: Any,  # Any: ASGI's own
+        app: ASGIApp,
         access: Access,
-        write_error: Callable[[ApiError, str], Any],
+        write_error: Callable[[ApiError, str], Response],
         body_timeout_s: float,
     ) -> None:
         """`write_error`: maps an error and the request's path to the response."""
@@ -130,7 +128,7 @@ class Guard:
         self.write_error = write_error
         self.body_timeout_s = body_timeout_s
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # Any: ASGI's own
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on one request; answer for it if it may not pass, or fails."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
@@ -138,7 +136,7 @@ class Guard:
             return
         is_begun = False
 
-        async def noting(message: Any) -> None:  # Any: ASGI's own
+        async def noting(message: Message) -> None:
             nonlocal is_begun
             is_begun = True
             await send(message)
@@ -152,12 +150,12 @@ class Guard:
             if not is_begun:
                 await self.write_error(api_error(error), scope["path"])(scope, receive, send)
 
-    def _in_time(self, receive: Any) -> Any:  # Any: ASGI's own
+    def _in_time(self, receive: Receive) -> Receive:
         """Return `receive`, which raises 408 if the body does not arrive in time."""
         deadline = asyncio.get_running_loop().time() + self.body_timeout_s
         is_read = False
 
-        async def timed() -> Any:  # Any: ASGI's own
+        async def timed() -> Message:
             nonlocal is_read
             if is_read:
                 return await receive()

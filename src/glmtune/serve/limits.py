@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class ServerLimits:
     """The most that one server takes. A request above a bound is refused with an error that names it."""
 
     max_rows: int = 64

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from glmtune.serve.service import Reply
+from glmtune.serve.service import GrowingReply
 from glmtune.serve.worker import Worker
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -41,7 +41,7 @@ class Metrics:
         ):
             Gauge(name, words, registry=registry).set_function(read)
 
-    def count(self, reply: Reply) -> None:
+    def count(self, reply: GrowingReply) -> None:
         """Count a reply that has ended, or was given up."""
         name = reply.model.name
         for reason in reply.reasons:

@@ -7,36 +7,41 @@ from typing import Any
 from glmtune.chat import REUSED_TOKENS
 from glmtune.errors import ConfigError
 from glmtune.generate.compute import choose_compute
-from glmtune.generate.engine import Engine
+from glmtune.generate.lanes import Lanes
 from glmtune.load import load_location, tokenizer_of
-from glmtune.locations import Location, resolve
-from glmtune.serve.limits import Limits
+from glmtune.locations import resolve
+from glmtune.serve.limits import ServerLimits
 from glmtune.serve.service import ServedModel
 
 
 def open_models(
     path: Path,
     adapters: Mapping[str, Path],
-    limits: Limits,
+    limits: ServerLimits,
     *,
     template: str | None = None,
     revision: str | None = None,
     compute: str = "exact",
     **loading: Any,  # Any: dtype, quant and device of `load_model`
-) -> tuple[Engine, list[ServedModel]]:
+) -> tuple[Lanes, list[ServedModel]]:
     """Load a model, run or adapter, or a base with adapters by name; return the engine and the names served.
 
     Raises `ConfigError` and `CheckpointError` as `load_model` and `Adapters.add`.
     """
     location = resolve(path, revision=revision)
-    name = _name_of(location, path)
+    name = (location.run or path).absolute().name
     if name in adapters:
         raise ConfigError(f"adapter: {name} is the base's own name", hint="choose another NAME=PATH")
     tokenizer = tokenizer_of(location, template=template)
+    sizes: dict[str, Any] = {
+        "max_rows": limits.max_rows,
+        "max_held_tokens": limits.max_held_tokens,
+        "reused_tokens": REUSED_TOKENS,
+    }
     if not adapters:
         model = load_location(location, template=template, **loading).eval()
         model = choose_compute(model, compute, rows=limits.max_rows)
-        return _engine(model, limits), [ServedModel(name, tokenizer, None, model.generation_config)]
+        return Lanes(model, **sizes), [ServedModel(name, tokenizer, None, model.generation_config)]
     from glmtune.several import Adapters  # imports PEFT, which takes seconds
 
     if compute != "exact":
@@ -51,21 +56,4 @@ def open_models(
         loaded.check_mixable(adapter_name)
         own = tokenizer_of(resolve(adapter, base=location.base), template=None)
         models.append(ServedModel(adapter_name, own, adapter_name, generation))
-    return _engine(loaded, limits), models
-
-
-def _engine(model: Any, limits: Limits) -> Engine:  # Any: a model or `Adapters`
-    engine = Engine(
-        model,
-        max_rows=limits.max_rows,
-        max_held_tokens=limits.max_held_tokens,
-        reused_tokens=REUSED_TOKENS,
-    )
-    if not engine.goes_on:
-        engine.reuse.num_tokens = 0  # no turn could reuse the one before
-    return engine
-
-
-def _name_of(location: Location, path: Path) -> str:
-    """Return the name that a model is served under: that of its run, or of its folder."""
-    return (location.run or path).absolute().name
+    return Lanes(loaded, **sizes), models

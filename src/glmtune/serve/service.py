@@ -1,6 +1,6 @@
 """Questions in a form of no particular interface, and the replies to them as they grow.
 
-An interface reads its requests into a `Question`, and writes what the `Reply` gives in its own form.
+An interface reads its requests into a `Question`, and writes what the `GrowingReply` gives in its own form.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from glmtune.generate.sampling import Sampling, read_sampling, usual_sampling
 from glmtune.log import tell
 from glmtune.serve.answer import GrowingAnswer, Reason, Written
 from glmtune.serve.errors import ApiError, api_error
-from glmtune.serve.limits import Limits
+from glmtune.serve.limits import ServerLimits
 from glmtune.serve.worker import TokenStream, Worker
 from glmtune.templates.answer_stream import AnswerStream
 from glmtune.tokenizers.protocol import Tokenizer
@@ -67,7 +67,7 @@ class Question:
     """As of `Request`."""
 
 
-class Reply:
+class GrowingReply:
     """The answers to a question; `async for written in reply` gives what each token adds.
 
     `close` must be called when it is no longer read: it frees what is still being answered.
@@ -79,9 +79,9 @@ class Reply:
         num_prompt_tokens: int,
         stream: TokenStream,
         answers: list[GrowingAnswer],
-        ended: Callable[["Reply"], None],
+        ended: Sequence[Callable[["GrowingReply"], None]],
     ) -> None:
-        """`ended` is called once, when the last answer has ended or the reply is given up."""
+        """`ended`: called once, when the last answer has ended or the reply is given up."""
         self.model = model
         self.num_prompt_tokens = num_prompt_tokens
         self.answers = answers
@@ -124,7 +124,8 @@ class Reply:
         self._stream.cancel()
         if not self._is_ended:
             self._is_ended = True
-            self._ended(self)
+            for note in self._ended:
+                note(self)
 
 
 class Service:
@@ -134,13 +135,13 @@ class Service:
         self,
         worker: Worker,
         models: Sequence[ServedModel],
-        limits: Limits,
+        limits: ServerLimits,
         *,
         logs_prompts: bool = False,
     ) -> None:
         """`models`: the first is the base, or the only one; `logs_prompts`: log each conversation whole."""
         self.worker = worker
-        self.ended: list[Callable[[Reply], None]] = [_log_reply]
+        self.ended: list[Callable[[GrowingReply], None]] = [_log_reply]
         """Called with each reply that has ended, or was given up."""
         self._logs_prompts = logs_prompts
         self.models = {model.name: model for model in models}
@@ -158,7 +159,7 @@ class Service:
             )  # fmt: skip
         return self.models[name]
 
-    async def ask(self, question: Question) -> Reply:
+    async def ask(self, question: Question) -> GrowingReply:
         """Encode a question and hand it to the worker. Raises `ApiError` for one that cannot be answered."""
         model = self.model(question.model)
         if self._logs_prompts:
@@ -174,11 +175,13 @@ class Service:
         except Exception as error:
             raise api_error(error) from error
         stop_ids = {*model.tokenizer.stop_ids, model.tokenizer.end_id}
+        # a seed gives each answer one of its own, or all would be alike
+        draws = [
+            sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i)
+            for i in range(question.num_answers)
+        ]
         stream = self.worker.submit(
-            [
-                Request(ids, _nth(sampling, i), stop_ids, model.adapter, question.num_likeliest)
-                for i in range(question.num_answers)
-            ]
+            [Request(ids, draw, stop_ids, model.adapter, question.num_likeliest) for draw in draws]
         )
         try:
             await stream.accepted
@@ -187,12 +190,20 @@ class Service:
         except BaseException:  # the client is gone
             stream.cancel()
             raise
-        answers = [_growing(model, question, index) for index in range(question.num_answers)]
-        return Reply(model, len(ids), stream, answers, self._note_end)
-
-    def _note_end(self, reply: Reply) -> None:
-        for note in self.ended:
-            note(reply)
+        answers = [
+            GrowingAnswer(
+                index,
+                model.tokenizer,
+                # a text that is only gone on with has neither thoughts nor calls
+                AnswerStream(model.tokenizer.chat_format, question.tools)
+                if question.prompt is None
+                else None,
+                stops=question.stops,
+                is_one_call=question.is_one_call,
+            )
+            for index in range(question.num_answers)
+        ]
+        return GrowingReply(model, len(ids), stream, answers, self.ended)
 
     def _sampling(self, model: ServedModel, question: Question, num_prompt_tokens: int) -> Sampling:
         """Return the settings of the answers. Raises `ApiError` for a prompt that leaves no room for one."""
@@ -229,23 +240,9 @@ def _encode(tokenizer: Tokenizer, question: Question) -> list[int]:
     )
 
 
-def _log_reply(reply: Reply) -> None:
+def _log_reply(reply: GrowingReply) -> None:
     reasons = ", ".join(reason or "given up" for reason in reply.reasons)
     tell(
         f"{reply.model.name}: {reply.num_prompt_tokens:,} tokens read, {reply.num_tokens:,} written in "
         f"{reply.took_s:.1f} s: {reasons}"
     )
-
-
-def _growing(model: ServedModel, question: Question, index: int) -> GrowingAnswer:
-    stream = None
-    if question.prompt is None:
-        stream = AnswerStream(model.tokenizer.chat_format, tools=question.tools)
-    return GrowingAnswer(
-        index, model.tokenizer, stream, stops=question.stops, is_one_call=question.is_one_call
-    )
-
-
-def _nth(sampling: Sampling, index: int) -> Sampling:
-    """Return the settings of the answer with this index: a seed gives each answer one of its own."""
-    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)

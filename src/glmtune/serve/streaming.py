@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from glmtune.serve.errors import ApiError
 
@@ -28,10 +29,10 @@ class EventStream(StreamingResponse):
         self._events: Any = events
         self._send_timeout_s = send_timeout_s
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # Any: ASGI's own
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes."""
 
-        async def bounded(message: Any) -> None:  # Any: ASGI's own
+        async def bounded(message: Message) -> None:
             async with asyncio.timeout(self._send_timeout_s):
                 await send(message)
 
@@ -63,7 +64,8 @@ def write_json(value: object) -> str:
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     """Return the result of `work`; give it up when the client goes. Raises `ApiError` 499 then."""
     task = asyncio.ensure_future(work)
-    watch = asyncio.ensure_future(_gone(request))
+    # the body has been read, so the next message says that the client is gone
+    watch = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -73,9 +75,3 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
         for one in (task, watch):
             one.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    """Wait until the client has closed the connection; its body must have been read."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

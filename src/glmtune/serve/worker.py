@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 from glmtune.errors import AnswerError, GlmtuneError
-from glmtune.generate.engine import Engine
+from glmtune.generate.lanes import Lanes
 from glmtune.generate.requests import Request, Token
 from glmtune.serve.errors import ApiError, shutting_down
 
@@ -54,7 +54,14 @@ class TokenStream:
             elif event[1].is_last:
                 self._forget({event[0]})
             self._events.put_nowait(event)
-        self._accept(next((event for event in events if isinstance(event, BaseException)), None))
+        if self.accepted.done():
+            return
+        # the first events of a stream say if the engine has taken its requests
+        refused = next((event for event in events if isinstance(event, BaseException)), None)
+        if refused is None:
+            self.accepted.set_result(None)
+        else:
+            self.accepted.set_exception(refused)
 
     def cancel(self, index: int | None = None) -> None:
         """Give up one request, or all: the engine drops them before its next step."""
@@ -62,14 +69,6 @@ class TokenStream:
         if gone:
             self._forget(gone)
             self._worker.give_up(self, gone)
-
-    def _accept(self, error: BaseException | None) -> None:
-        if self.accepted.done():
-            return
-        if error is None:
-            self.accepted.set_result(None)
-        else:
-            self.accepted.set_exception(error)
 
     def _forget(self, indices: set[int]) -> None:
         self.open -= indices
@@ -79,7 +78,7 @@ class TokenStream:
 class Worker:
     """Owns an engine and steps it, in a thread of its own, while there is anything to answer."""
 
-    def __init__(self, engine: Engine, *, max_open: int) -> None:
+    def __init__(self, engine: Lanes, *, max_open: int) -> None:
         """`max_open`: requests that are answered or wait; above it `submit` raises 429."""
         self.engine = engine
         self.max_open = max_open
