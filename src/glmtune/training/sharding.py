@@ -78,9 +78,7 @@ def whole_trained(root: nn.Module, *, keeps: bool, is_changed: bool = False) -> 
     wholes: dict[int, nn.Parameter] = {}  # by weight: tied ones are one
     for part, name, weight in places:
         if id(weight) not in wholes:
-            whole = cast(
-                "DTensor", weight
-            ).full_tensor()  # by all processes, also where it is dropped at once
+            whole = cast("DTensor", weight).full_tensor()  # by all, also where it is dropped
             wholes[id(weight)] = nn.Parameter(whole.cpu() if keeps else whole.new_empty(0))
         if keeps:
             part._parameters[name] = wholes[id(weight)]
