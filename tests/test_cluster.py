@@ -52,27 +52,20 @@ def test_the_slurm_file_starts_a_process_for_each_card(tmp_path: Path) -> None:
     for command, said in (("scontrol", "echo node7; echo node8"), ("srun", 'echo "$@"')):
         (tmp_path / command).write_text(f"#!/bin/bash\n{said}\n", encoding="utf-8")
         (tmp_path / command).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "12",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
     done = subprocess.run(
-        ["bash", str(FILES / "slurm.sbatch"), "recipe.yaml", "model=x"], capture_output=True, text=True, check=True,
-        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_NNODES": "2",
-             "SLURM_JOB_ID": "12", "SLURM_GPUS_ON_NODE": "8"},
-    )  # fmt: skip
-    assert done.stdout.split() == [
-        "--kill-on-bad-exit=1",
-        "torchrun",
-        "--nnodes",
-        "2",
-        "--nproc-per-node",
-        "8",
-        "--rdzv-id",
-        "12",
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "node7:29500",
-        "-m",
-        "glmtune",
-        "train",
-        "recipe.yaml",
-        "model=x",
-    ]
+        ["bash", str(FILES / "slurm.sbatch"), "recipe.yaml", "model=x"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **slurm},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (
+        "--kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-id 12 --rdzv-backend c10d "
+        "--rdzv-endpoint node7:29500 -m glmtune train recipe.yaml model=x"
+    )

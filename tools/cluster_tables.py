@@ -1,10 +1,10 @@
-"""Writes the tables of docs/cluster.md: the bytes that a step moves between processes, and the time on a wire.
+"""Writes the table of docs/cluster.md: the bytes that a step moves between processes, and the time on wires.
 
 python -m tools.cluster_tables
 
 Of N processes in a ring each sends 2 (N - 1) / N of a tensor to sum it over all (an all-reduce), and half of
 that to gather it (all-gather) or to sum and keep a part (reduce-scatter). DDP sums the gradients. FSDP2
-gathers the weights for the forward and again for the backward pass, and sums and keeps parts of the gradients.
+gathers the weights for the forward and again for the backward pass, and keeps parts of the summed gradients.
 Source: arxiv.org/abs/1910.02054, section 7; arxiv.org/abs/2304.11277, section 3.
 """
 
@@ -18,7 +18,7 @@ PAGES = {"cluster.md": "en", "cluster.zh.md": "zh"}
 PROCESSES = 16
 """Two machines of eight cards each."""
 HALF, SINGLE = 2, 4
-"""Bytes of a number of a frozen base in bf16, and of a trained weight, its gradient and each of Adam's means."""
+"""Bytes of a weight of a base in bf16, and of a trained one, its gradient and each of Adam's means."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ MODELS = (
     Model("GLM-4-9B", 9_399_951_360, 40 * 8 * (4096 + 4608)),
     # huggingface.co/zai-org/GLM-4-32B-0414: 61 layers of 6144, 48 heads and 2 KV heads of 128
     Model("GLM-4-32B-0414", 32_566_081_536, 61 * 8 * (4 * 6144 + 2 * (6144 + 256))),
-    # docs.vultr.com/models/z.ai-glm-5: 744B of which 40B are active, 78 layers of 6144. Of its attention, which
-    # this program has no class for, four square projections are counted
+    # docs.vultr.com/models/z.ai-glm-5: 744B of which 40B are active, 78 layers of 6144. This program has no
+    # class for its attention: four square projections are counted
     Model("GLM-5 (744B MoE)", 744_000_000_000, 78 * 8 * 4 * 2 * 6144),
 )
 WIRES = {"PCIe 4.0 x16": 32e9, "NVLink (H100)": 450e9, "100 Gb Ethernet": 12.5e9}
@@ -100,7 +100,7 @@ def cases() -> Iterator[tuple[Model, str, str]]:
 
 
 def traffic(language: str) -> str:
-    """A line for each model, method and engine: bytes held, bytes sent, and the time of these on each wire."""
+    """A line for each model, method and engine: bytes held, bytes sent, the time of these on each wire."""
     words = WORDS[language]
     rows = [[*(words[key] for key in ("model", "method", "engine", "held", "sent")), *WIRES]]
     for model, method, engine in cases():

@@ -1,4 +1,4 @@
-"""Several processes of one machine: `--nproc`, torchrun and accelerate; what fails ends all, in its own words."""
+"""Several processes: started by `--nproc`, torchrun or accelerate; one that fails ends all, in its own words."""
 
 import os
 import re
@@ -114,7 +114,7 @@ def started(model: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
         (
             signal.SIGSTOP,
             2,
-            r"error: process 1 has given no sign of life since it was at step \d+, and the o",
+            r"error: process 1 has given no sign of life since it was at step \d+, and",
         ),
     ],
     ids=["killed", "stopped"],
