@@ -1,4 +1,4 @@
-"""Several processes: started by `--nproc`, torchrun or accelerate; one that fails ends all, in its own words."""
+"""Several processes, by `--nproc`, torchrun or accelerate; one that fails ends all, in its own words."""
 
 import os
 import re
