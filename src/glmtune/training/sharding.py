@@ -78,7 +78,7 @@ def whole_trained(root: nn.Module, *, keeps: bool, is_changed: bool = False) -> 
     wholes: dict[int, nn.Parameter] = {}  # by weight: tied ones are one
     for part, name, weight in places:
         if id(weight) not in wholes:
-            whole = weight.full_tensor()  # by all processes, also where it is dropped at once
+            whole = cast("DTensor", weight).full_tensor()  # by all, also where it is dropped
             wholes[id(weight)] = nn.Parameter(whole.cpu() if keeps else whole.new_empty(0))
         if keeps:
             part._parameters[name] = wholes[id(weight)]
@@ -134,4 +134,4 @@ def own_bytes(tensor: Tensor) -> int:
 
 def own_part(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor."""
-    return cast("Tensor", tensor.to_local()) if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -29,31 +29,21 @@ def require_shareable(plan: "Plan") -> None:
 def _obstacles(plan: "Plan") -> "Iterator[tuple[str, str, str]]":
     """Yield setting, problem and cure of each obstacle."""
     recipe, location = plan.recipe, plan.location
-    method, whole = recipe.method, "or distributed=ddp, where each process holds all weights"
+    method, train, whole = recipe.method, recipe.train, "or distributed=ddp: each process holds all weights"
     if quant := recipe.quant or location.quant:
         yield f"quant={quant}", "codes are not shared out", f"quant=null; {whole}"
     if METHODS[method.name].begin:
-        yield (
-            f"method={method.name}",
-            "its pruning ranks the factors of all layers together",
-            f"method=lora; {whole}",
-        )
+        problem = "its pruning ranks the factors of all layers together"
+        yield f"method={method.name}", problem, f"method=lora; {whole}"
     if method.model_dump().get("use_dora"):
         yield "method.use_dora=true", "its lengths are of whole rows", f"method.use_dora=false; {whole}"
-    if recipe.train.optimizer != type(recipe.train)().optimizer:
-        yield (
-            f"train.optimizer={recipe.train.optimizer}",
-            "its codes are of whole weights",
-            f"train.optimizer=adamw; {whole}",
-        )
+    if train.optimizer != type(train)().optimizer:
+        problem = "its codes are of whole weights"
+        yield f"train.optimizer={train.optimizer}", problem, f"train.optimizer=adamw; {whole}"
     if plan.processes.precision == "fp16":
         yield "train.precision=fp16", "loss scaling is per process", f"train.precision=bf16 or fp32; {whole}"
     if method.kept is TrainedPart.WEIGHTS and location.adapter:
-        yield (
-            "model",
-            "it is a run of freeze, whose base is not in memory any more",
-            f"name its base; {whole}",
-        )
+        yield "model", "its weights replace the base's, which must be asked first", f"name its base; {whole}"
     if method.kept is TrainedPart.PREFIX and not is_switched_off(plan):
         yield "model", "it has a prefix of its own, which the new one replaces", whole[3:]
 
