@@ -80,8 +80,9 @@ def _entry(folder: Path) -> Entry:
             find_checkpoint(folder, name)
     except CheckpointError as err:
         problem = str(err)
-    # what the record says of the end is of the training alone: a run may have been finished before
-    ended: State = "finished" if run.is_finished else recorded or "stopped"
+    # whether it is finished its figures say: their last step may be of a later process than the record
+    ended: State = "stopped" if recorded in (None, "finished") else recorded
+    ended = "finished" if run.is_finished else ended
     state: State = "broken" if problem else recorded if recorded in LIVE else ended
     return Entry(
         path=folder,
