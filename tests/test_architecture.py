@@ -45,6 +45,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"evaluation"},
     {"exports", "migration", "reports"},
     {"workflows"},
+    {"serve"},
     {"cli"},
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
@@ -61,6 +62,10 @@ ONLY_IN = {
     "bitsandbytes": ("models", "training"),
     "wandb": ("workflows/trackers",),
     "trackio": ("workflows/trackers",),
+    "fastapi": ("serve",),
+    "starlette": ("serve",),
+    "uvicorn": ("serve",),
+    "prometheus_client": ("serve",),
 }
 
 

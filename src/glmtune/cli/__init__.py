@@ -26,6 +26,7 @@ from glmtune.cli.migrate import migrate
 from glmtune.cli.plan import plan
 from glmtune.cli.report import card, report
 from glmtune.cli.runs import runs
+from glmtune.cli.serve import serve
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
@@ -71,8 +72,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, checkup, runs, compare, report, card, chat, verify, export, migrate, info,
-    data, settings, explain, doctor,
+    demo, plan, train, evaluate, checkup, runs, compare, report, card, chat, serve, verify, export, migrate,
+    info, data, settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 
