@@ -1,6 +1,6 @@
 """The HTTP interface: routes, the reading of bodies, errors in the form of the interface."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -8,8 +8,6 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from glmtune.serve.chat import chat_chunks, chat_completion, chat_question
@@ -17,53 +15,13 @@ from glmtune.serve.completions import completion, completion_chunks, completion_
 from glmtune.serve.errors import ApiError, shutting_down
 from glmtune.serve.guard import Access, AccessGuard
 from glmtune.serve.limits import ServerLimits
+from glmtune.serve.messages import messages_error
 from glmtune.serve.metrics import Metrics
+from glmtune.serve.other_apis import other_routes
+from glmtune.serve.routes import REFUSALS, StrictRoute, stream
 from glmtune.serve.schema import ChatRequest, CompletionRequest
 from glmtune.serve.service import GrowingReply, Service
-from glmtune.serve.streaming import EventStream, data_events, unless_gone
-from glmtune.strict import parse_json
-
-
-class _StrictRequest(Request):
-    """A request whose JSON is read strictly: no key twice, nothing nested deeper than 100."""
-
-    async def json(self) -> Any:  # Any: JSON
-        return parse_json((await self.body()).decode("utf-8"))
-
-
-class StrictRoute(APIRoute):
-    """A route whose JSON body is read strictly. Raises what makes the answer 400."""
-
-    def get_route_handler(self) -> Callable[[Request], Any]:
-        """Return FastAPI's handler, given a request that reads strictly."""
-        handle = super().get_route_handler()
-
-        async def handle_strictly(request: Request) -> Response:
-            found: Response = await handle(_StrictRequest(request.scope, request.receive))
-            return found
-
-        return handle_strictly
-
-
-class ErrorDetail(BaseModel):
-    """The error of a request."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(BaseModel):
-    """An error in OpenAI's form."""
-
-    error: ErrorDetail
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 403, 404, 408, 413, 429, 503)
-}
-"""The answers of every route beside its own, for the OpenAPI document."""
+from glmtune.serve.streaming import data_events, unless_gone
 
 
 def build_app(service: Service, access: Access) -> FastAPI:
@@ -80,6 +38,7 @@ def build_app(service: Service, access: Access) -> FastAPI:
 
     app = FastAPI(title="glmtune", summary="Tuned GLM models behind OpenAI's interface.", lifespan=live)
     app.include_router(_openai_routes(service))
+    app.include_router(other_routes(service))
     app.include_router(_own_routes(service, metrics))
     _answer_errors(app)
     _add_middleware(app, access, service.limits)
@@ -98,9 +57,10 @@ def _add_middleware(app: FastAPI, access: Access, limits: ServerLimits) -> None:
     )
 
 
-def error_response(error: ApiError, _path: str = "") -> JSONResponse:
-    """Return the response for an error."""
-    return JSONResponse(error.body, error.status, dict(error.headers or {}))
+def error_response(error: ApiError, path: str = "") -> JSONResponse:
+    """Return the response for an error, in the form of the interface that the path belongs to."""
+    body = messages_error(error) if path.startswith("/v1/messages") else error.body
+    return JSONResponse(body, error.status, dict(error.headers or {}))
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -147,7 +107,8 @@ def _openai_routes(service: Service) -> APIRouter:
         """The next turn of a conversation, whole or as server-sent events."""
         reply = await unless_gone(request, service.ask(chat_question(body)))
         if body.stream:
-            return stream(service, chat_chunks(reply, includes_usage=body.includes_usage), [reply])
+            chunks = chat_chunks(reply, includes_usage=body.includes_usage)
+            return stream(service, data_events(chunks), [reply])
         return JSONResponse(await unless_gone(request, chat_completion(reply)))
 
     @router.post("/completions")
@@ -164,7 +125,8 @@ def _openai_routes(service: Service) -> APIRouter:
             for reply in replies:
                 reply.close()
             raise
-        return stream(service, completion_chunks(replies, includes_usage=body.includes_usage), replies)
+        chunks = completion_chunks(replies, includes_usage=body.includes_usage)
+        return stream(service, data_events(chunks), replies)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -177,22 +139,6 @@ def _openai_routes(service: Service) -> APIRouter:
         return _listed(service.model(name).name)
 
     return router
-
-
-def stream(
-    service: Service, chunks: AsyncIterator[dict[str, Any]], replies: Sequence[GrowingReply]
-) -> Response:
-    """Return the server-sent events of replies, which are given up when the client goes."""
-
-    async def events() -> AsyncIterator[str]:
-        try:
-            async for event in data_events(chunks):
-                yield event
-        finally:
-            for reply in replies:
-                reply.close()
-
-    return EventStream(events(), send_timeout_s=service.limits.send_timeout_s)
 
 
 def _listed(name: str) -> dict[str, Any]:

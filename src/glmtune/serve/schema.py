@@ -17,7 +17,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Name = Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class _RequestPart(BaseModel):
+class RequestPart(BaseModel):
     """A part of a request, of which every field is known."""
 
     model_config = ConfigDict(
@@ -25,7 +25,7 @@ class _RequestPart(BaseModel):
     )
 
 
-class StreamOptions(_RequestPart):
+class StreamOptions(RequestPart):
     """Options of a streamed answer."""
 
     include_usage: bool = False
@@ -34,7 +34,7 @@ class StreamOptions(_RequestPart):
     """Has no effect: pieces are never padded."""
 
 
-class ResponseFormat(_RequestPart):
+class ResponseFormat(RequestPart):
     """The form of an answer."""
 
     type: Literal["text"]
@@ -52,7 +52,7 @@ class ChatMessage(BaseModel):
     """Text, or a list of parts of type text."""
 
 
-class _Sampled(_RequestPart):
+class _Sampled(RequestPart):
     """The fields that requests for chats and for texts have in common."""
 
     model: Name

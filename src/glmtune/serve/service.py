@@ -168,9 +168,8 @@ class Service:
             raise ApiError(
                 400, f"n: at most {self.limits.max_answers}, got {question.num_answers}", param="n"
             )
+        ids = await self.encode(model, question)
         try:
-            loop = asyncio.get_running_loop()
-            ids = await loop.run_in_executor(self._encoder, partial(_encode, model.tokenizer, question))
             sampling = self._sampling(model, question, len(ids))
         except Exception as error:
             raise api_error(error) from error
@@ -204,6 +203,14 @@ class Service:
             for index in range(question.num_answers)
         ]
         return GrowingReply(model, len(ids), stream, answers, self.ended)
+
+    async def encode(self, model: ServedModel, question: Question) -> list[int]:
+        """Return the ids of a question. Raises `ApiError` for one that the chat format cannot express."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._encoder, partial(_encode, model.tokenizer, question))
+        except Exception as error:
+            raise api_error(error) from error
 
     def _sampling(self, model: ServedModel, question: Question, num_prompt_tokens: int) -> Sampling:
         """Return the settings of the answers. Raises `ApiError` for a prompt that leaves no room for one."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -54,6 +54,19 @@ async def data_events(chunks: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator
     finally:
         await chunks.aclose()  # type: ignore[attr-defined]  # async generators have it
     yield "data: [DONE]\n\n"
+
+
+async def named_events(
+    events: AsyncIterator[Mapping[str, Any]], write_error: Callable[[ApiError], Mapping[str, Any]]
+) -> AsyncIterator[str]:
+    """Yield events that are named by their `type`, as Anthropic's and those of OpenAI's responses."""
+    try:
+        async for event in events:
+            yield f"event: {event['type']}\ndata: {write_json(event)}\n\n"
+    except ApiError as error:
+        yield f"event: error\ndata: {write_json(write_error(error))}\n\n"
+    finally:
+        await events.aclose()  # type: ignore[attr-defined]  # async generators have it
 
 
 def write_json(value: object) -> str:
