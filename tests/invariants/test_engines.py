@@ -1,5 +1,7 @@
 """Laws of runs whose work or weights are shared over processes: the same figures as of one process."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
