@@ -147,4 +147,4 @@ def test_a_forecast_counts_what_a_process_holds_of_shared_weights(model: Path, t
     whole, shared = parts("ddp", 1), parts("fsdp2", 2)
     for name in ("weights", "gradients", "optimizer"):
         assert shared[name] == whole[name] // 2
-    assert 0 < shared["gathered"] < whole["weights"]
+    assert 0 < shared["gathered"] <= whole["weights"]  # of two layers
