@@ -1,5 +1,8 @@
 """Laws of runs whose work or weights are shared over processes: the same figures as of one process."""
 
+import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ from glmtune.run_files import read_json_lines
 from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import drain
 from glmtune.workflows.execute import training
+from glmtune.workflows.forecast import forecast, this_machine
 from glmtune.workflows.plan import planning
 from glmtune.workflows.sharing import require_shareable
 from models import tiny_folder
@@ -131,3 +135,16 @@ def test_shared_weights_of_a_single_process_are_refused(model: Path, tmp_path: P
     recipe = training_recipe({}, words(model, tmp_path / "run", "distributed=fsdp2"))
     with pytest.raises(ConfigError, match="this is one process, with none to share weights with"):
         drain(training(recipe))
+
+
+def test_a_forecast_counts_what_a_process_holds_of_shared_weights(model: Path, tmp_path: Path) -> None:
+    def parts(engine: str, number: int) -> Mapping[str, int]:
+        given = words(model, tmp_path / "run", "method=full", f"distributed={engine}")
+        plan = drain(planning(training_recipe({}, given), begins=False))
+        plan.processes.number = number
+        return forecast(plan, this_machine()).phases[0].parts
+
+    whole, shared = parts("ddp", 1), parts("fsdp2", 2)
+    for name in ("weights", "gradients", "optimizer"):
+        assert shared[name] == whole[name] // 2
+    assert 0 < shared["gathered"] <= whole["weights"]  # of two layers

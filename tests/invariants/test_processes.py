@@ -14,7 +14,10 @@ from glmtune.run_files import read_json_lines
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
-QUICK = ("retain.report=off", "retain.ratio=0", "samples.prompts=[]", "data.max_tokens=400")
+QUICK = (
+    "retain.report=off", "retain.ratio=0", "samples.prompts=[]", "data.max_tokens=400",
+    "train.micro_batch_size=2", "train.gradient_checkpointing=false",
+)  # fmt: skip
 STEPS = 10_000
 """More than a test waits for."""
 

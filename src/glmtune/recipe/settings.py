@@ -256,7 +256,7 @@ class Recipe(Settings):
     memory; `nf4` is QLoRA's format, with double quantisation (extra `bitsandbytes`); empty: as stored. A
     folder that is already quantised needs no setting."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ...; `balanced`: one model over all cards, to evaluate and chat."""
     output: Path | None = None
     """Folder of the run, which must be new or empty; left out: `runs/<model>-<method>`, with a recipe file
     `runs/<model>-<recipe>`, followed by the method unless the recipe's name contains it."""

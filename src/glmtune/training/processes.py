@@ -107,6 +107,11 @@ class Processes:
         """
         return self if self._root is None else Alone(self)
 
+    @property
+    def shared_by(self) -> int:
+        """Number of processes that a weight is shared over: 1 where each holds all of it."""
+        return self.number if self.engine.shares_weights else 1
+
     def share(self, module: nn.Module) -> None:
         """Share the weights of an objective over the processes, in place, if the engine does that."""
         sharding.share_weights(module, self.device, self.number)

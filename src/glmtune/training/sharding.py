@@ -126,6 +126,11 @@ def shared_state(state: Mapping[str, Any], weights: list[nn.Parameter]) -> dict[
     return {**state, "state": means}
 
 
+def is_shared_out(tensor: Tensor) -> bool:
+    """Return True for a tensor of which this process holds a part."""
+    return isinstance(tensor, DTensor)
+
+
 def own_bytes(tensor: Tensor) -> int:
     """Return the bytes of a tensor that this process holds: of a shared one those of its part."""
     held = tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -17,6 +17,7 @@ from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
+from glmtune.models.device import BALANCED
 from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
@@ -180,6 +181,11 @@ def start_processes(device: str, engine: EngineSettings) -> Processes:
 
     Raises `ConfigError` for one fixed card (`cuda:1`).
     """
+    if device == BALANCED:
+        raise ConfigError(
+            "device: balanced: one process answers on all cards with it; training takes auto, cpu or cuda",
+            hint="several cards: `glmtune train ... --nproc 2 distributed=fsdp2`",
+        )
     if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
