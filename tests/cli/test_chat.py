@@ -18,7 +18,7 @@ from commands import Done, glmtune
 from glmtune import load_model
 from glmtune.adapters.attached import setting_aside
 from glmtune.adapters.store import Card, save_trained
-from glmtune.cli.talk import begins_thought, find_thoughts
+from glmtune.generate.text import begins_thought, find_thoughts
 from glmtune.cli.typed import LineHistory, Typed, kept_lines
 from glmtune.data.reader import read_examples
 from glmtune.recipe.settings import Data
