@@ -28,7 +28,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"files"},
     {"explanations", "templates"},
     {"folder", "hub", "processor", "recipe", "run_files", "signs"},
-    {"template_rules"},
+    {"run_process", "template_rules"},
     {"families", "tensor_file"},
     {"possible"},
     {"tokenizers"},
@@ -290,6 +290,7 @@ TORCH_FREE = [
     "glmtune.folder",
     "glmtune.hub",
     "glmtune.run_files",
+    "glmtune.run_process",
     "glmtune.migration",
     "glmtune.data.formats",
     "glmtune.data.reader",
@@ -309,6 +310,7 @@ TORCH_FREE = [
     "glmtune.workflows.early",
     "glmtune.workflows.resuming",
     "glmtune.workflows.rows",
+    "glmtune.workflows.runner",
 ]
 
 

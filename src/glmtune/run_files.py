@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ REPORT_FILE = "report.html"
 RESULT_FILE = "eval.json"
 """Written when a training run has ended; a run without it was stopped or is still training."""
 SCORES_FILE = "scores.json"
+PROCESS_FILE = "process.json"
+"""The process that trains in the folder, see `glmtune.run_process`."""
+LOG_FILE = "train.log"
+"""Lines of a run that was started with --detach."""
 SETTINGS_FILE = "settings.json"
 """Settings that the answers of an evaluation depend on, in the folder of these answers."""
 
@@ -84,6 +88,19 @@ def remove_folder(path: Path) -> None:
         _remove(gone)
     except OSError as err:
         raise cannot_write(path, err) from err
+
+
+def remove_run(folder: Path) -> None:
+    """Delete a run that has made no step; a log stays, with process.json. Raises `OutputError`."""
+    if not (folder / LOG_FILE).exists():
+        remove_folder(folder)
+        return
+    try:
+        for path in folder.iterdir():
+            if path.name not in (LOG_FILE, PROCESS_FILE):
+                _remove(path)
+    except OSError as err:
+        raise cannot_write(folder, err) from err
 
 
 def is_partial(path: Path) -> bool:
@@ -215,14 +232,17 @@ def step_of(checkpoint: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def require_new(path: Path, *, hint: str) -> None:
-    """Raise `ConfigError` unless a new folder can be made at the path: it is free, or an empty folder."""
+def require_new(path: Path, *, hint: str, besides: Collection[str] = ()) -> None:
+    """Raise `ConfigError` unless a new folder can be made at the path: it is free, or an empty folder.
+
+    `besides`: names of files that may be in it.
+    """
     for parent in (path, *path.parents):
         if parent.exists() and not parent.is_dir():
             raise ConfigError(
                 f"{path}: {parent} is a file, not a folder", hint="name another folder: output=..."
             )
-    if path.exists() and not all(map(is_partial, path.iterdir())):
+    if path.exists() and not all(is_partial(each) or each.name in besides for each in path.iterdir()):
         raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
 
 

@@ -25,6 +25,7 @@ from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
 from glmtune.cli.plan import plan
 from glmtune.cli.report import card, report
+from glmtune.cli.running import logs, status, stop
 from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
@@ -71,8 +72,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, checkup, runs, compare, report, card, chat, verify, export, migrate, info,
-    data, settings, explain, doctor,
+    demo, plan, train, status, logs, stop, evaluate, checkup, runs, compare, report, card, chat, verify,
+    export, migrate, info, data, settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 

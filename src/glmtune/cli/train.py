@@ -1,5 +1,6 @@
 """`glmtune train`."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,17 +26,30 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="Begin even if the memory does not suffice; else that is refused."
 )
 @click.option(
+    "--detach",
+    is_flag=True,
+    help="Train in the background, from the first step on; `glmtune logs RUN -f` shows its lines.",
+)
+@click.option(
     "--fail-on-forgetting",
     is_flag=True,
     help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
-def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail_on_forgetting: bool) -> None:
+def train(
+    words: tuple[str, ...],
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+    detach: bool,
+    fail_on_forgetting: bool,
+) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
 
     \b
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune train recipes/lora.yaml model=/models/chatglm3-6b train.lr=2e-4 --dry-run
       glmtune train runs/chatglm3-6b-lora --resume
+      glmtune train recipes/lora.yaml model=/models/chatglm3-6b --detach
       glmtune train model=runs/chatglm3-6b-lora data.train=new.json output=runs/more
       torchrun --nproc-per-node 2 -m glmtune train recipes/lora.yaml
 
@@ -75,6 +89,10 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
                 click.echo(f"general prompts, as the run found: {verdict}")
             fail_on(verdict)
         return
+    if detach and not dry_run:
+        flags = {"--resume": resume, "--force": force, "--fail-on-forgetting": fail_on_forgetting}
+        _detach(words, [name for name, is_set in flags.items() if is_set])
+        return
     if not dry_run:
         verdict = run_recipe(recipe, resume=resume, force=force)
         if fail_on_forgetting:
@@ -89,6 +107,20 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
 
     if (refusal := find_refusal(outlook.here, is_resumed=resume)) and not force:
         raise refusal
+
+
+def _detach(words: tuple[str, ...], options: list[str]) -> None:
+    """Start the run in a process of its own, and print how to follow it."""
+    from glmtune.workflows.runner import start
+
+    started = start(words, options=options, show=click.echo)
+    run = shlex.quote(str(started.folder))
+    click.echo(
+        f"{started.folder}: goes on in the background, process {started.pid}; this terminal may be closed\n"
+        f"next: {program()} logs {run} -f\n"
+        f"      {program()} status {run}\n"
+        f"      {program()} stop {run}"
+    )
 
 
 def _is_finished(run: Path) -> bool:
@@ -123,6 +155,7 @@ def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> str | None:
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
+    from glmtune.training.stopping import terminable
     from glmtune.workflows.events import drain
     from glmtune.workflows.execute import training
     from glmtune.workflows.show import Lines, Shown
@@ -130,7 +163,7 @@ def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> str | None:
     disable_progress_bar()  # transformers' bar of loading weights; the training's own bar is enough
     enable_progress_bars()  # a download takes minutes: it shows its bar
     lines = Lines()
-    with lines.bar("training"), _naming_ended_process():
+    with lines.bar("training"), terminable(), _naming_ended_process():
         result = drain(training(recipe, resume=resume, force=force, rows=rows), Shown(lines))
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")

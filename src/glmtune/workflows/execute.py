@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from glmtune.run_files import (
     RESULT_FILE,
     SAMPLES_FILE,
     read_json_lines,
-    remove_folder,
+    remove_run,
     write_json,
     write_text,
 )
@@ -93,6 +93,13 @@ def training(
         run.writer.write_lengths(plan.rows)
         if plan.replay and not resume:
             write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay))
+    with run.writer.recorded(plan.num_steps) if run.is_main else nullcontext():
+        return (yield from _carried_out(run, resume=resume))
+
+
+def _carried_out(run: Run, *, resume: bool) -> Generator[Event, None, RunResult]:
+    """Train, report and sum up a run that stands."""
+    plan = run.plan
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
@@ -102,7 +109,7 @@ def training(
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
-            remove_folder(plan.folder)  # nothing is lost, and the same command can start over
+            remove_run(plan.folder)  # nothing is lost, and the same command can start over
         elif run.is_main:
             renew_report(run.writer.folder)
         raise
