@@ -30,6 +30,7 @@ from glmtune.cli.runs import runs
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
+from glmtune.cli.web import web
 from glmtune.errors import GlmtuneError
 from glmtune.extras import put_off
 from glmtune.log import is_main_process, lines_on_stderr
@@ -72,7 +73,7 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, status, logs, stop, evaluate, checkup, runs, compare, report, card, chat, verify,
+    demo, plan, train, status, logs, stop, evaluate, checkup, runs, compare, report, card, chat, web, verify,
     export, migrate, info, data, settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)

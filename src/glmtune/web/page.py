@@ -9,10 +9,15 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from glmtune.errors import ConfigError
+from glmtune.files import read_text
 from glmtune.language import LANGUAGES
+from glmtune.reports.html.page import chart_script, part_style
 from glmtune.web.chat_tab import ChatTab
 from glmtune.web.desk import Desk
 from glmtune.web.markup import lines
+from glmtune.web.runs_tab import RunsTab
+from glmtune.web.train_tab import TrainTab
 from glmtune.web.words import Words, preferred_language
 
 CSS = Path(__file__).with_name("page.css")
@@ -78,26 +83,48 @@ def _fill(page: gr.Blocks, site: Site, desk: Desk, words: Words) -> None:
     with gr.Tabs():
         with gr.Tab(words("tab_chat"), id="chat"):
             ChatTab(desk, words, path=site.path, runs=site.runs, is_public=site.is_public).build(page)
+        with gr.Tab(words("tab_runs"), id="runs") as watched:
+            chosen = RunsTab(words, runs=site.runs, is_public=site.is_public).build(page, watched)
+        if not site.is_public:
+            with gr.Tab(words("tab_train"), id="train"):
+                TrainTab(words, path=site.path, runs=site.runs).build(chosen)
 
 
-def open_page(site: Site, *, wait: bool = True) -> tuple[str, str | None, Any]:
-    """Serve the page; return its address, its public link if it has one, and Gradio's page.
+@dataclass(frozen=True, slots=True)
+class OpenPage:
+    """A page that is being served."""
 
-    `wait`: return only when the page is closed. Raises `ConfigError` if the port is taken.
-    """
+    address: str
+    public: str | None
+    """Its public link, if it has one."""
+    page: Any  # Any: Gradio's Blocks, which has no types
+
+    def wait(self) -> None:
+        """Return when the page is closed, by Ctrl-C."""
+        self.page.block_thread()
+
+
+def open_page(site: Site) -> OpenPage:
+    """Serve the page. Raises `ConfigError` if its port is taken or no public link can be had."""
     page = build_page(site, Desk(dtype=site.dtype, device=site.device, quant=site.quant))
-    _, local, public = page.launch(
-        server_name=site.host,
-        server_port=site.port,
-        share=site.is_public,
-        quiet=True,
-        prevent_thread_lock=not wait,
-        theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
-        css_paths=CSS,
-        footer_links=[],
-        ssr_mode=False,
-        run_history=False,
-        enable_monitoring=False,
-        app_kwargs={"middleware": [Middleware(ByBrowser)]},
-    )
-    return local, public, page
+    try:
+        _, address, public = page.launch(
+            server_name=site.host,
+            server_port=site.port or None,
+            share=site.is_public,
+            quiet=True,
+            prevent_thread_lock=True,
+            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
+            css=read_text(CSS) + part_style(".gt-report"),
+            head=f"<script>{chart_script()}</script>",
+            footer_links=[],
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            app_kwargs={"middleware": [Middleware(ByBrowser)]},
+        )
+    except OSError as err:
+        raise ConfigError(
+            f"--port {site.port}: {err}", hint="something listens there: choose another, or 0 for a free one"
+        ) from err
+    return OpenPage(address, public, page)
