@@ -45,7 +45,8 @@ def web(
         click.echo("warning: a public link is public: whoever has it talks to these models", err=True)
     elif host not in ("127.0.0.1", "localhost", "::1"):
         click.echo(
-            f"warning: --host {host}: whoever reaches this machine reads files and starts runs as you", err=True
+            f"warning: --host {host}: whoever reaches this machine reads files and starts runs as you",
+            err=True,
         )
     opened = open_page(site)
     click.echo(f"> {opened.address}")

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from glmtune.errors import GlmtuneError
+from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.reports.recorded_run import has_one_round
 from glmtune.web.desk import Asking, Desk, Opened
 from glmtune.web.markup import error_lines, lines
@@ -27,9 +27,7 @@ Exchanges = list[Exchange]
 class ChatTab:
     """The tab of one language; the visitors' conversations are in their own states."""
 
-    def __init__(
-        self, desk: Desk, words: Words, *, path: Path | None, runs: Path, is_public: bool
-    ) -> None:
+    def __init__(self, desk: Desk, words: Words, *, path: Path | None, runs: Path, is_public: bool) -> None:
         """`path`: what is opened first; `runs`: the folder of runs; a public page opens nothing else."""
         self._desk, self._words, self._runs, self._path = desk, words, runs, path
         self._is_public = is_public
@@ -52,9 +50,7 @@ class ChatTab:
             )
             with gr.Column(scale=1, min_width=110):
                 self._send = gr.Button(words("send"), variant="primary", elem_classes="gt-send")
-                self._stop = gr.Button(
-                    words("stop"), variant="stop", visible=False, elem_classes="gt-stop"
-                )
+                self._stop = gr.Button(words("stop"), variant="stop", visible=False, elem_classes="gt-stop")
         self._lay_out_examples()
         self._lay_out_sampling()
         self._connect(page)
@@ -103,19 +99,23 @@ class ChatTab:
         words = self._words
         shown = {
             "example_advert": (ADVERT, words("label", label=ADVERT_LABEL)),
-            "example_identity": ("你是谁？" if words.language == "zh" else "Who are you?", ""),
+            "example_identity": (words("who_are_you"), ""),
             "example_first": (TWO_TURNS[0], ""),
             "example_second": (TWO_TURNS[1], ""),
         }
-        with gr.Accordion(words("examples"), open=True), gr.Row():
-            for key, (question, beside) in shown.items():
-                button = gr.Button(words(key), size="sm", min_width=120, elem_classes=f"gt-{key}")
-                button.click(
-                    lambda question=question, beside=beside: (question, lines([beside] if beside else [])),
-                    None,
-                    [self._question, self._status],
-                    api_visibility="private",
-                )
+        with gr.Accordion(words("examples"), open=True):
+            with gr.Row():
+                buttons = [
+                    gr.Button(words(key), size="sm", min_width=120, elem_classes=f"gt-{key}") for key in shown
+                ]
+            label = gr.HTML(elem_classes="gt-label")
+        for button, (question, beside) in zip(buttons, shown.values(), strict=True):
+            button.click(
+                lambda question=question, beside=beside: (question, lines([beside] if beside else [])),
+                None,
+                [self._question, label],
+                api_visibility="private",
+            )
 
     def _lay_out_sampling(self) -> None:
         words = self._words
@@ -131,7 +131,7 @@ class ChatTab:
             with gr.Row():
                 penalty = gr.Slider(0.5, 2, value=1, step=0.01, **about("repetition_penalty"))
                 longest = gr.Number(value=512, precision=0, minimum=1, **about("max_new_tokens"))
-                self._seed = gr.Number(value=None, precision=0, **about("seed"))
+                self._seed = gr.Textbox(**about("seed"))
             self._system = gr.Textbox(lines=2, **about("system"))
         self._sampling = [temperature, top_p, top_k, penalty, longest]
 
@@ -141,7 +141,7 @@ class ChatTab:
         private: dict[str, Any] = {"api_visibility": "private"}  # Any: keyword arguments of a listener
         asked = [self._exchanges, self._model, self._compare, self._rounds, self._system, self._seed]
         answered = [self._exchanges, *self._bots, self._status, self._send, self._stop]
-        opened = [self._status, *self._sampling]
+        opened = [self._status, *self._bots, *self._sampling]
 
         def then_answer(event: Any) -> None:  # Any: Gradio's Dependency
             event.then(self._answer, [*asked, *self._sampling], answered, **private)
@@ -156,9 +156,7 @@ class ChatTab:
         for bot in self._bots:
             bot.clear(lambda: ([], [], [], ""), None, [*answered[:3], self._status], **private)
         self._stop.click(self._halt, None, None, **private)
-        self._compare.change(
-            self._show_base, [self._compare, self._exchanges], self._bots[1], **private
-        )
+        self._compare.change(self._show_base, [self._compare, self._exchanges], self._bots[1], **private)
         self._model.focus(lambda: gr.update(choices=self._choices()), None, self._model, **private)
         self._model.change(self._open, self._model, opened, **private)
         page.load(self._open, self._model, opened, **private)
@@ -170,7 +168,7 @@ class ChatTab:
     def _open(self, path: str) -> Iterator[list[Any]]:
         """Open the chosen model; show its own sampling settings."""
         words = self._words
-        unchanged = [gr.skip()] * len(self._sampling)
+        unchanged = [gr.skip()] * (len(self._bots) + len(self._sampling))
         yield [lines([words("loading", name=path)]), *unchanged]
         try:
             opened = self._require_allowed(path)
@@ -182,7 +180,10 @@ class ChatTab:
             told.append(words("one_round"))
         own = opened.sampling
         temperature = 0.0 if own.is_greedy else own.temperature
-        yield [lines(told), temperature, own.top_p, own.top_k, own.repetition_penalty, own.max_new_tokens]
+        base = words("base_of", name=opened.location.base.name) if opened.is_tuned else words("base")
+        labels = [gr.update(label=opened.name), gr.update(label=base)]
+        numbers = [temperature, own.top_p, own.top_k, own.repetition_penalty, own.max_new_tokens]
+        yield [lines(told), *labels, *numbers]
 
     def _take(self, question: str, exchanges: Exchanges) -> tuple[str, Exchanges]:
         """Move what was typed into the conversation."""
@@ -210,7 +211,7 @@ class ChatTab:
         is_compared: bool,
         rounds: str,
         system: str,
-        seed: float | None,
+        seed: str,
         *sampling: float,
     ) -> Iterator[list[Any]]:
         """Answer the last question, if it has no answer yet, by the model and perhaps its base."""
@@ -219,8 +220,8 @@ class ChatTab:
             return
         yield self._shown(exchanges, is_running=True)
         settings: dict[str, Any] = dict(zip(SAMPLING, sampling, strict=True))
-        settings["seed"] = None if seed is None else int(seed)
         try:
+            settings["seed"] = _read_seed(seed)
             opened = [self._require_allowed(path)]
             if is_compared and opened[0].is_tuned:
                 opened.append(self._desk.open(path, untuned=True, keep=[opened[0].key]))
@@ -294,9 +295,18 @@ class ChatTab:
         self._desk.stop(str(request.session_hash))
 
     def _require_allowed(self, path: str) -> Opened:
-        """Open a model; on a public page only one of the offered."""
-        assert not self._is_public or path in {choice for _, choice in self._choices()}
+        """Open a model; on a public page only one of the offered. Raises `CheckpointError`, `ConfigError`."""
+        if self._is_public and path not in {choice for _, choice in self._choices()}:
+            raise ConfigError(f"{path}: not offered on this page", hint="choose one of the list")
         return self._desk.open(path)
+
+
+def _read_seed(text: str) -> int | None:
+    """Return a typed seed; None for an empty one. Raises `ConfigError`."""
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise ConfigError(f"seed: a whole number, got {text!r:.40}", hint="42, or leave it empty") from None
 
 
 def _index(event: gr.RetryData | gr.EditData | gr.UndoData) -> int:

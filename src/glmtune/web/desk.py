@@ -174,9 +174,7 @@ class Desk:
         """Drop the models that are neither kept nor answering."""
         busy = {id(stream.engine) for stream in self._streams}
         self._loaded = {
-            key: loaded
-            for key, loaded in self._loaded.items()
-            if key in keep or id(loaded.engine) in busy
+            key: loaded for key, loaded in self._loaded.items() if key in keep or id(loaded.engine) in busy
         }
 
     def begin(

@@ -11,11 +11,15 @@ def runs_in(folder: Path) -> list[Entry]:
     return summarise_runs(folder) if folder.is_dir() else []
 
 
-def offered(path: Path | None, runs: Path) -> list[tuple[str, str]]:
-    """Return names and paths to choose from: what the page was opened with, the runs, the bundled model."""
+def offered(path: Path | None, runs: Path, *, is_base_first: bool = False) -> list[tuple[str, str]]:
+    """Return names and paths to choose from: what the page was opened with, the runs, the bundled model.
+
+    `is_base_first`: the bundled model before the runs.
+    """
     found = {str(path): str(path)} if path else {}
+    bundled = {name: name for name in BUNDLED}
+    found |= bundled if is_base_first else {}
     for entry in runs_in(runs):
         if entry.state != "broken" and entry.size_bytes is not None:
             found.setdefault(str(entry.path), f"{entry.path} ({entry.base}, {entry.method})")
-    found.update((name, name) for name in BUNDLED if name not in found)
-    return [(name, path) for path, name in found.items()]
+    return [(name, path) for path, name in {**found, **bundled}.items()]

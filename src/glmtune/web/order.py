@@ -40,10 +40,10 @@ class Form:
     model: str
     rows: str
     method: str
-    epochs: float | None = None
+    epochs: str = ""
     lr: str = ""
-    batch_size: float | None = None
-    max_tokens: float | None = None
+    batch_size: str = ""
+    max_tokens: str = ""
     quant: str = ""
     name: str = ""
     more: str = ""
@@ -59,15 +59,15 @@ def words_of(form: Form, runs: Path) -> list[str]:
         raise ConfigError("data.train: no rows are named", hint="upload a file, or type its path")
     settings = {
         "model": form.model,
-        "data.train": form.rows.strip(),
+        "data.train": form.rows,
         "method": form.method,
-        "train.epochs": None if form.epochs is None else f"{form.epochs:g}",
-        "train.lr": form.lr.strip(),
-        "train.batch_size": None if form.batch_size is None else f"{form.batch_size:g}",
-        "data.max_tokens": None if form.max_tokens is None else f"{form.max_tokens:g}",
+        "train.epochs": form.epochs,
+        "train.lr": form.lr,
+        "train.batch_size": form.batch_size,
+        "data.max_tokens": form.max_tokens,
         "quant": form.quant,
     }
-    words = [f"{key}={value}" for key, value in settings.items() if value]
+    words = [f"{key}={value.strip()}" for key, value in settings.items() if value.strip()]
     words += [line.strip() for line in form.more.splitlines() if line.strip()]
     named = form.name.strip() or run_folder(training_recipe({}, words)).name
     if Path(named).name != named:

@@ -80,11 +80,14 @@ def _fill(page: gr.Blocks, site: Site, desk: Desk, words: Words) -> None:
     )
     if site.is_public:
         gr.HTML(lines([words("shared")], "warning"))
-    with gr.Tabs():
+    with gr.Tabs() as tabs:
         with gr.Tab(words("tab_chat"), id="chat"):
-            ChatTab(desk, words, path=site.path, runs=site.runs, is_public=site.is_public).build(page)
+            chat = ChatTab(desk, words, path=site.path, runs=site.runs, is_public=site.is_public)
+            model = chat.build(page)
         with gr.Tab(words("tab_runs"), id="runs") as watched:
-            chosen = RunsTab(words, runs=site.runs, is_public=site.is_public).build(page, watched)
+            chosen = RunsTab(words, runs=site.runs, is_public=site.is_public).build(
+                page, watched, tabs, model
+            )
         if not site.is_public:
             with gr.Tab(words("tab_train"), id="train"):
                 TrainTab(words, path=site.path, runs=site.runs).build(chosen)

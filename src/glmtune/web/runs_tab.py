@@ -9,7 +9,7 @@ import gradio as gr
 from glmtune.errors import GlmtuneError
 from glmtune.web.background import running
 from glmtune.web.markup import error_lines, lines
-from glmtune.web.offers import runs_in
+from glmtune.web.offers import offered, runs_in
 from glmtune.web.watching import report_part, state_lines
 from glmtune.web.words import Words
 from glmtune.workflows.runner import find_live, start, stop
@@ -25,8 +25,11 @@ class RunsTab:
         """`runs`: their folder; on a public page they are only watched."""
         self._words, self._runs, self._is_public = words, runs, is_public
 
-    def build(self, page: gr.Blocks, tab: gr.Tab) -> gr.Dropdown:
-        """Add the components and what they do; return the chooser of runs."""
+    def build(self, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, model: gr.Dropdown) -> gr.Dropdown:
+        """Add the components and what they do; return the chooser of runs.
+
+        `tab` is this one of `tabs`; `model` is the chooser of the tab to talk in.
+        """
         words = self._words
         with gr.Row():
             self._chosen = gr.Dropdown(
@@ -38,9 +41,11 @@ class RunsTab:
                 scale=4,
                 elem_classes="gt-runs",
             )
-            with gr.Column(scale=1, min_width=140, visible=not self._is_public):
-                stop_button = gr.Button(words("stop"), variant="stop", elem_classes="gt-stop-run")
-                go_on = gr.Button(words("go_on"), elem_classes="gt-go-on")
+            with gr.Column(scale=1, min_width=140):
+                talk = gr.Button(words("talk_to_it"), elem_classes="gt-talk")
+                if not self._is_public:
+                    stop_button = gr.Button(words("stop"), variant="stop", elem_classes="gt-stop-run")
+                    go_on = gr.Button(words("go_on"), elem_classes="gt-go-on")
         self._said = gr.HTML()
         state = gr.HTML(elem_classes="gt-states")
         report = gr.HTML(elem_classes="gt-reports")
@@ -54,8 +59,10 @@ class RunsTab:
         page.load(self._first, self._chosen, self._chosen, **private)
         tab.select(self._first, self._chosen, self._chosen, **private)
         tab.select(lambda: gr.Timer(active=True), None, timer, **private)
-        stop_button.click(self._stop, self._chosen, self._said, **private)
-        go_on.click(self._go_on, self._chosen, self._said, **private)
+        talk.click(self._talk, self._chosen, [self._said, model, tabs], **private)
+        if not self._is_public:
+            stop_button.click(self._stop, self._chosen, self._said, **private)
+            go_on.click(self._go_on, self._chosen, self._said, **private)
         return self._chosen
 
     def _names(self) -> list[tuple[str, str]]:
@@ -73,7 +80,8 @@ class RunsTab:
 
     def _look(self, chosen: list[str], before: tuple[str, str]) -> tuple[Any, Any, tuple[str, str]]:
         """Show the chosen runs; what has not changed stays as it is, with its folds and its scroll bars."""
-        words = self._words
+        words, folder = self._words, self._runs.resolve()
+        chosen = [path for path in chosen if Path(path).resolve().is_relative_to(folder)]
         if chosen:
             found = state_lines(chosen, words), report_part(chosen, words)
         else:
@@ -81,6 +89,15 @@ class RunsTab:
             found = lines([told]), ""
         updates = [gr.skip() if new == old else new for new, old in zip(found, before, strict=True)]
         return updates[0], updates[1], found
+
+    def _talk(self, chosen: list[str]) -> tuple[Any, Any, Any]:
+        """Open the chosen run to talk to."""
+        if len(chosen) != 1:
+            return lines([self._words("one_run")], "error"), gr.skip(), gr.skip()
+        known = offered(None, self._runs)
+        if chosen[0] not in {path for _, path in known}:
+            return lines([self._words("no_checkpoint")], "error"), gr.skip(), gr.skip()
+        return "", gr.update(choices=known, value=chosen[0]), gr.Tabs(selected="chat")
 
     def _stop(self, chosen: list[str]) -> str:
         def stop_it(path: str) -> str:

@@ -54,31 +54,27 @@ class TrainTab:
         with gr.Row():
             timed = gr.Checkbox(label=words("with_time"), elem_classes="gt-timed")
             check = gr.Button(words("check"), elem_classes="gt-check")
-            begin = gr.Button(
-                words("start"), variant="primary", interactive=False, elem_classes="gt-begin"
-            )
+            begin = gr.Button(words("start"), variant="primary", interactive=False, elem_classes="gt-begin")
         command = gr.Code(
             label=words("command"), language="shell", interactive=False, elem_classes="gt-command"
         )
-        recipe = gr.Code(
-            label=words("recipe"), language="yaml", interactive=False, elem_classes="gt-recipe"
-        )
+        recipe = gr.Code(label=words("recipe"), language="yaml", interactive=False, elem_classes="gt-recipe")
         planned = gr.State([])
         private: dict[str, Any] = {"api_visibility": "private"}  # Any: keyword arguments of a listener
-        self._look.click(self._preview, inputs, [self._rows_seen, fields["rows"], fields["upload"]], **private)
+        self._look.click(
+            self._preview, inputs, [self._rows_seen, fields["rows"], fields["upload"]], **private
+        )
         checked = [self._said, command, recipe, planned, begin, fields["rows"], fields["upload"]]
         check.click(self._check, [timed, *inputs], checked, **private)
         for name, field in fields.items():
             if name != "upload":  # it is emptied once its file is kept
                 field.input(lambda: ([], gr.update(interactive=False)), None, [planned, begin], **private)
-        fields["upload"].upload(
-            lambda: ([], gr.update(interactive=False)), None, [planned, begin], **private
-        )
+        fields["upload"].upload(lambda: ([], gr.update(interactive=False)), None, [planned, begin], **private)
         begin.click(self._start, [planned, *inputs], [self._said, begin, runs], **private)
 
     def _lay_out_rows(self) -> dict[str, Any]:
         words = self._words
-        choices = offered(self._path, self._runs)
+        choices = offered(self._path, self._runs, is_base_first=True)
         with gr.Row():
             model = gr.Dropdown(
                 choices,
@@ -94,9 +90,7 @@ class TrainTab:
                 elem_classes="gt-name",
             )
         with gr.Row():
-            upload = gr.File(
-                label=words("rows_here"), height=120, type="filepath", elem_classes="gt-upload"
-            )
+            upload = gr.File(label=words("rows_here"), height=120, type="filepath", elem_classes="gt-upload")
             with gr.Column():
                 rows = gr.Textbox(
                     label=words("rows_path"), info=words("rows_path_info"), elem_classes="gt-rows"
@@ -112,19 +106,17 @@ class TrainTab:
         def about(row: Description) -> dict[str, str]:
             return {"label": row.key, "info": row.text, "elem_classes": f"gt-{row.key.split('.')[-1]}"}
 
-        method = gr.Radio(
-            list(self._methods), value=default, label=words("method"), elem_classes="gt-method"
-        )
+        method = gr.Radio(list(self._methods), value=default, label=words("method"), elem_classes="gt-method")
         meaning = gr.HTML(lines([self._methods[default].text]), elem_classes="gt-meaning")
         method.change(
             lambda name: lines([self._methods[name].text]), method, meaning, api_visibility="private"
         )
         with gr.Row():
-            epochs = gr.Number(value=None, **about(of["train.epochs"]))
+            epochs = gr.Textbox(**about(of["train.epochs"]))
             lr = gr.Textbox(**about(of["train.lr"]))
-            batch_size = gr.Number(value=None, precision=0, **about(of["train.batch_size"]))
+            batch_size = gr.Textbox(**about(of["train.batch_size"]))
         with gr.Row():
-            max_tokens = gr.Number(value=None, precision=0, **about(of["data.max_tokens"]))
+            max_tokens = gr.Textbox(**about(of["data.max_tokens"]))
             quant = gr.Dropdown(["", *QUANTS], value="", **about(of["quant"]))
         with gr.Accordion(words("more_settings"), open=False):
             more = gr.Textbox(
@@ -151,7 +143,7 @@ class TrainTab:
         fields = dict(zip(FIELDS, values, strict=True))
         if upload := fields.pop("upload"):
             fields["rows"] = str(keep_upload(upload, self._runs))
-        return words_of(Form(**{name: value or _EMPTY.get(name) for name, value in fields.items()}), self._runs)
+        return words_of(Form(**{name: value or "" for name, value in fields.items()}), self._runs)
 
     def _preview(self, *values: Any) -> list[Any]:
         words = self._words
@@ -160,7 +152,9 @@ class TrainTab:
             seen = preview(command)
         except GlmtuneError as err:
             return [error_lines(err, words), gr.skip(), gr.skip()]
-        head = words("first_rows", count=min(SHOWN_ROWS, seen.num_rows), rows=seen.num_rows, format=seen.format)
+        head = words(
+            "first_rows", count=min(SHOWN_ROWS, seen.num_rows), rows=seen.num_rows, format=seen.format
+        )
         rows = (
             "".join(f"<b>{escape(text)}</b>" if learned else escape(text) for text, learned in row)
             for row in seen.rows
@@ -205,10 +199,6 @@ class TrainTab:
             folder = begun[0].folder
             choices = [(str(folder.relative_to(self._runs)), str(folder))]
             yield [gr.skip(), gr.skip(), gr.update(choices=choices, value=[str(folder)])]
-
-
-_EMPTY = {"lr": "", "quant": "", "name": "", "more": "", "rows": ""}
-"""Values of the text fields that hold nothing."""
 
 
 def _as_kept(command: list[str]) -> list[Any]:
