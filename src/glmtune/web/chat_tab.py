@@ -12,7 +12,7 @@ from glmtune.reports.recorded_run import has_one_round
 from glmtune.web.desk import Asking, Desk, Opened
 from glmtune.web.markup import error_lines, lines
 from glmtune.web.offers import offered
-from glmtune.web.talks import Exchange, Written, bubbles, find_exchange, messages_for
+from glmtune.web.talks import Exchange, Written, as_typed, bubbles, find_exchange, messages_for
 from glmtune.web.words import Words
 
 SHOWN_EVERY_S = 0.05
@@ -131,8 +131,8 @@ class ChatTab:
             with gr.Row():
                 penalty = gr.Slider(0.5, 2, value=1, step=0.01, **about("repetition_penalty"))
                 longest = gr.Number(value=512, precision=0, minimum=1, **about("max_new_tokens"))
-                self._seed = gr.Textbox(**about("seed"))
-            self._system = gr.Textbox(lines=2, **about("system"))
+                self._seed = gr.Textbox("", **about("seed"))
+            self._system = gr.Textbox("", lines=2, **about("system"))
         self._sampling = [temperature, top_p, top_k, penalty, longest]
 
     # --- what they do ---
@@ -144,7 +144,10 @@ class ChatTab:
         opened = [self._status, *self._bots, *self._sampling]
 
         def then_answer(event: Any) -> None:  # Any: Gradio's Dependency
-            event.then(self._answer, [*asked, *self._sampling], answered, **private)
+            answer = event.then(self._answer, [*asked, *self._sampling], answered, **private)
+            # whatever has happened: nobody is left with a page that only stops
+            ready = (gr.update(visible=True), gr.update(visible=False))
+            answer.then(lambda: ready, None, [self._send, self._stop], show_progress="hidden", **private)
 
         typed = [self._question, self._exchanges]
         for begin in (self._question.submit, self._send.click):
@@ -180,7 +183,9 @@ class ChatTab:
             told.append(words("one_round"))
         own = opened.sampling
         temperature = 0.0 if own.is_greedy else own.temperature
-        base = words("base_of", name=opened.location.base.name) if opened.is_tuned else words("base")
+        base = (
+            words("base_of", name=Path(opened.location.under.name).name) if opened.is_tuned else words("base")
+        )
         labels = [gr.update(label=opened.name), gr.update(label=base)]
         numbers = [temperature, own.top_p, own.top_k, own.repetition_penalty, own.max_new_tokens]
         yield [lines(told), *labels, *numbers]
@@ -195,7 +200,7 @@ class ChatTab:
 
     def _edit(self, exchanges: Exchanges, event: gr.EditData) -> Exchanges:
         number = find_exchange(exchanges, 0, _index(event), self._words)
-        return [*exchanges[:number], Exchange(str(event.value))]
+        return [*exchanges[:number], Exchange(as_typed(str(event.value)))]
 
     def _undo(self, exchanges: Exchanges, event: gr.UndoData) -> list[Any]:
         number = find_exchange(exchanges, 0, _index(event), self._words)

@@ -126,6 +126,11 @@ class Desk:
 
         self._do(cancel)
 
+    @property
+    def num_loaded(self) -> int:
+        """The number of models in memory; adapters on one base count once."""
+        return len(self._loaded)
+
     def close(self) -> None:
         """Let the models go."""
         self._worker.shutdown(cancel_futures=True)
@@ -141,7 +146,7 @@ class Desk:
         if untuned and not _is_shared(location):
             location = find_base(location, wanted_by="side by side")
         if untuned:
-            name = location.base.name
+            name = Path(location.under.name).name
         shared = _is_shared(location)
         key = (location.base if shared else location.trained), self._quant or location.quant
         if key not in self._loaded:

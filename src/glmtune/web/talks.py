@@ -1,5 +1,6 @@
 """A conversation on the page: its rounds, what the model is sent of it, and the bubbles that show it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,6 +8,10 @@ from typing import Any
 from glmtune.templates import Taught
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
 from glmtune.web.words import Words
+
+MARKS = re.compile(r"[\\`*_{}\[\]()#+.!|<>~$-]")
+"""Characters that mean something in Markdown. Source: https://spec.commonmark.org/0.31.2/#backslash-escapes"""
+ESCAPED = re.compile(rf"\\({MARKS.pattern})")
 
 
 @dataclass(slots=True)
@@ -48,6 +53,19 @@ def messages_for(
     return [*messages, {"role": "user", "content": exchanges[-1].question}]
 
 
+def as_shown(question: str) -> str:
+    """Return a question for Gradio's chatbot, which reads Markdown: every character is shown as it was typed.
+
+    The attributes of ADGEN's rows stand between asterisks, for example.
+    """
+    return MARKS.sub(r"\\\g<0>", question)
+
+
+def as_typed(shown: str) -> str:
+    """Return the question that `as_shown` made this text of."""
+    return ESCAPED.sub(r"\1", shown)
+
+
 def bubbles(exchanges: Sequence[Exchange], side: int, words: Words) -> list[dict[str, Any]]:
     """Return the messages of Gradio's chatbot for a side; a thought is folded above its answer."""
     return [bubble for exchange in exchanges for bubble in _bubbles_of(exchange, side, words)]
@@ -63,7 +81,7 @@ def find_exchange(exchanges: Sequence[Exchange], side: int, index: int, words: W
 
 
 def _bubbles_of(exchange: Exchange, side: int, words: Words) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = [{"role": "user", "content": exchange.question}]
+    shown: list[dict[str, Any]] = [{"role": "user", "content": as_shown(exchange.question)}]
     if side >= len(exchange.answers):
         return shown
     answer = exchange.answers[side]

@@ -85,6 +85,7 @@ class TrainTab:
                 elem_classes="gt-train-model",
             )
             name = gr.Textbox(
+                "",
                 label=words("run_name"),
                 info=words("run_name_info", folder=self._runs),
                 elem_classes="gt-name",
@@ -93,7 +94,7 @@ class TrainTab:
             upload = gr.File(label=words("rows_here"), height=120, type="filepath", elem_classes="gt-upload")
             with gr.Column():
                 rows = gr.Textbox(
-                    label=words("rows_path"), info=words("rows_path_info"), elem_classes="gt-rows"
+                    "", label=words("rows_path"), info=words("rows_path_info"), elem_classes="gt-rows"
                 )
                 self._look = gr.Button(words("look"), elem_classes="gt-look")
         self._rows_seen = gr.HTML(elem_classes="gt-seen")
@@ -112,14 +113,15 @@ class TrainTab:
             lambda name: lines([self._methods[name].text]), method, meaning, api_visibility="private"
         )
         with gr.Row():
-            epochs = gr.Textbox(**about(of["train.epochs"]))
-            lr = gr.Textbox(**about(of["train.lr"]))
-            batch_size = gr.Textbox(**about(of["train.batch_size"]))
+            epochs = gr.Textbox("", **about(of["train.epochs"]))
+            lr = gr.Textbox("", **about(of["train.lr"]))
+            batch_size = gr.Textbox("", **about(of["train.batch_size"]))
         with gr.Row():
-            max_tokens = gr.Textbox(**about(of["data.max_tokens"]))
+            max_tokens = gr.Textbox("", **about(of["data.max_tokens"]))
             quant = gr.Dropdown(["", *QUANTS], value="", **about(of["quant"]))
         with gr.Accordion(words("more_settings"), open=False):
             more = gr.Textbox(
+                "",
                 lines=3,
                 show_label=False,
                 info=words("more_settings_info"),
