@@ -31,6 +31,7 @@ from glmtune.cli.serve import serve
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
+from glmtune.cli.web import web
 from glmtune.errors import GlmtuneError
 from glmtune.extras import put_off
 from glmtune.log import is_main_process, lines_on_stderr
@@ -73,7 +74,7 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, status, logs, stop, evaluate, checkup, runs, compare, report, card, chat, serve,
+    demo, plan, train, status, logs, stop, evaluate, checkup, runs, compare, report, card, chat, web, serve,
     verify, export, migrate, info, data, settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
