@@ -68,7 +68,7 @@ def training(
     plan = run.plan  # settled by the memory that the model has left
     yield from plan.summary()
     if resume:
-        yield restore_run(run)
+        yield from restore_run(run)
         go_on_measuring(run)
     if run.is_main:  # only now: whatever was refused above has left no trace on disk
         location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
@@ -89,7 +89,12 @@ def training(
         }
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
-        run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
+        run.writer.begin(
+            plan.recipe if location.adapter else pinned,
+            facts,
+            is_new=not resume,
+            is_changed=bool(plan.changed),
+        )
         run.writer.write_lengths(plan.rows)
         if plan.replay and not resume:
             write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay))

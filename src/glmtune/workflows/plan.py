@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -72,6 +72,8 @@ class Plan:
     """The notes that `planning` has yielded."""
     is_resumed: bool = False
     """True if a run goes on that has begun before."""
+    changed: Mapping[str, str] = field(default_factory=dict)
+    """Settings of such a run that are others from here on, in words."""
     is_forced: bool = False
     """True if memory that does not suffice is a warning only."""
 
@@ -118,8 +120,9 @@ def planning(
     begun = as_begun(recipe, run_folder(recipe)) if resume else recipe
     recipe = with_default_rate(with_parent(begun))
     folder = run_folder(recipe)
+    changed: dict[str, str] = {}
     if resume:
-        require_resumable(recipe, folder)
+        changed = require_resumable(recipe, folder)
     elif begins:
         require_startable(recipe, folder)
     # 2. model and machine
@@ -166,6 +169,7 @@ def planning(
         num_steps=num_steps,
         notes=tuple(notes),
         is_resumed=resume,
+        changed=changed,
     )
 
 

@@ -58,10 +58,13 @@ class RunWriter:
         self._subtitle = ""
         self._record: Recording | None = None
 
-    def begin(self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool) -> None:
+    def begin(
+        self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool, is_changed: bool = False
+    ) -> None:
         """Create or reopen the run's folder; a new one gets recipe.yaml and env.json (`facts` included).
 
-        recipe.yaml is complete: running it again repeats the run.
+        recipe.yaml is complete: running it again repeats the run. `is_changed`: some of its settings are
+        others from here on.
         """
         make_folder(self.folder)
         self.sweep()
@@ -70,8 +73,9 @@ class RunWriter:
         # now, not with the first picture: that is drawn after the first evaluation, which may take long
         if find_families([name := self.folder.resolve().name]) is None:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
-        if is_new:
+        if is_new or is_changed:
             write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
+        if is_new:
             environment = {
                 "python": platform.python_version(),
                 "platform": platform.platform(),
