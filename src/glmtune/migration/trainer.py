@@ -37,6 +37,9 @@ def carry_training(draft: RecipeDraft, *, is_full: bool) -> None:
         held = "PyTorch's FSDP2 shares weights, gradients and Adam's means over the processes instead"
         draft.tell("distributed", f"distributed=fsdp2: a card holds 1/{draft.processes} of what is below")
         draft.put("distributed", {"name": "fsdp2"})
+        if draft.settings.get("train.precision") == "fp16":
+            text = "fp16 in the script: loss scaling is not shared out, so bf16 where the card has it"
+            draft.put("train.precision", "auto", text)
     else:
         held = "each process holds the whole model and Adam's means"
     draft.lose("deepspeed", f"{what} is not used: {held}")
