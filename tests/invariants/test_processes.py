@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from forks import run_ranks
 from glmtune.run_files import read_json_lines
 from models import tiny_folder
 
@@ -142,3 +143,22 @@ def test_a_process_that_is_asked_to_end_has_all_save(model: Path, tmp_path: Path
     assert launcher.returncode == 128 + signal.SIGTERM, errors
     assert errors.count("steps so far are saved; go on with: glmtune train") == 1
     assert (tmp_path / "run" / "last").exists()
+
+
+def test_an_evaluation_by_two_processes_writes_the_file_of_one(model: Path, tmp_path: Path) -> None:
+    rows = ADVERTS.read_text(encoding="utf-8").splitlines()[:6]
+    (tmp_path / "test.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    files = {}
+    for number in (1, 2):
+        output = tmp_path / str(number)
+        words = ["evaluate", str(model), "--data", "test.jsonl", "--output", str(output)]
+        settings = ["evaluate.max_new_tokens=6", "evaluate.batch_size=2"]
+        done = run_ranks(number, "-m", "glmtune", *words, *settings, cwd=tmp_path, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("6 rows") == 1  # one process speaks
+        files[number] = (output / "generated_predictions.txt").read_bytes()
+        assert {path.name for path in output.iterdir()} == {
+            "generated_predictions.txt", "scores.json", "settings.json",
+        }  # fmt: skip
+    assert files[1] == files[2]
+    assert files[1].count(b"\n") == 6
