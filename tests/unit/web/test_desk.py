@@ -1,4 +1,4 @@
-"""The models of the page: answers are those of a chat, whoever else is answered; one base is in memory once."""
+"""The models of the page: answers are those of a chat, whoever else asks; one base is in memory once."""
 
 from collections.abc import Iterator
 from pathlib import Path
