@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
-from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.exceptions import HTTPException
 
 from glmtune.serve.chat import chat_chunks, chat_completion, chat_question
 from glmtune.serve.completions import completion, completion_chunks, completion_questions
@@ -46,15 +46,12 @@ def build_app(service: Service, access: Access) -> FastAPI:
 
 
 def _add_middleware(app: FastAPI, access: Access, limits: ServerLimits) -> None:
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=limits.max_body_bytes)
     if access.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"]
         )
     # the last one added is the first to see a request
-    app.add_middleware(
-        AccessGuard, access=access, write_error=error_response, body_timeout_s=limits.body_timeout_s
-    )
+    app.add_middleware(AccessGuard, access=access, write_error=error_response, limits=limits)
 
 
 def error_response(error: ApiError, path: str = "") -> JSONResponse:
@@ -75,8 +72,6 @@ def _answer_errors(app: FastAPI) -> None:
         return error_response(_field_error(error.errors()), request.url.path)
 
     @app.exception_handler(HTTPException)
-    @app.exception_handler(404)
-    @app.exception_handler(405)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         return error_response(

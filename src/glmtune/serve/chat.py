@@ -13,6 +13,7 @@ from glmtune.serve.answer import Written
 from glmtune.serve.errors import ApiError
 from glmtune.serve.schema import ChatRequest
 from glmtune.serve.service import GrowingReply, Question
+from glmtune.templates import OPTIONS
 from glmtune.templates.answer_stream import AnswerPiece, CallPiece, TextPiece, ThoughtPiece
 from glmtune.tokenizers.protocol import Tokenizer
 
@@ -24,6 +25,14 @@ def chat_question(request: ChatRequest) -> Question:
     if request.max_tokens is not None and request.max_completion_tokens not in (None, request.max_tokens):
         raise ApiError(
             400, "max_tokens: differs from max_completion_tokens, its later name", param="max_tokens"
+        )
+    unknown = sorted(set(request.chat_template_kwargs or {}) - set(OPTIONS))
+    if unknown:
+        raise ApiError(
+            400,
+            f"chat_template_kwargs: {unknown[0]!r:.80} is none of {', '.join(OPTIONS)}",
+            param=f"chat_template_kwargs.{unknown[0]:.80}",
+            code="unsupported_parameter",
         )
     return Question(
         model=request.model,

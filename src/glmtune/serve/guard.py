@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from fastapi import HTTPException, Response
+from fastapi import Response
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glmtune.errors import ConfigError
 from glmtune.serve.errors import ApiError, api_error
+from glmtune.serve.limits import ServerLimits
 from glmtune.serve.worker import log_failure
 
 LOCAL_NAMES = frozenset({"localhost"})
@@ -45,7 +47,7 @@ class Access:
         if self.key is None and not is_local(self.host):
             raise ConfigError(
                 f"host: {self.host} is seen by other machines, and no key protects it",
-                hint=f"set one: export {KEY_NAME}=$(openssl rand -hex 24); or leave --host out",
+                hint=f"export {KEY_NAME}=$(openssl rand -hex 24); or for this machine alone, host=127.0.0.1",
             )
 
     def check(self, headers: dict[bytes, bytes], path: str) -> None:
@@ -107,7 +109,9 @@ def _name(url: str) -> str | None:
     """Return the name in a `Host` header, without its port; None if it is none."""
     try:
         parts = urlsplit(url)
-        return parts.hostname if not (parts.path or parts.query or parts.username or parts.fragment) else None
+        # reading the port raises for one that is no number
+        is_more = parts.path or parts.query or parts.username or parts.fragment or (parts.port or 1) < 1
+        return None if is_more else parts.hostname
     except ValueError:
         return None
 
@@ -120,13 +124,13 @@ class AccessGuard:
         app: ASGIApp,
         access: Access,
         write_error: Callable[[ApiError, str], Response],
-        body_timeout_s: float,
+        limits: ServerLimits,
     ) -> None:
         """`write_error`: maps an error and the request's path to the response."""
         self.app = app
         self.access = access
         self.write_error = write_error
-        self.body_timeout_s = body_timeout_s
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on one request; answer for it if it may not pass, or fails."""
@@ -143,21 +147,21 @@ class AccessGuard:
 
         try:
             self.access.check(dict(scope["headers"]), scope["path"])
-            await self.app(scope, self._in_time(receive), noting)
+            await self.app(scope, self._bounded(receive), noting)
         except Exception as error:  # noqa: BLE001  # the boundary of a request: the server outlives it
             if not isinstance(error, ApiError):
                 log_failure(error)
             if not is_begun:
                 await self.write_error(api_error(error), scope["path"])(scope, receive, send)
 
-    def _in_time(self, receive: Receive) -> Receive:
-        """Return `receive`, which raises 408 if the body does not arrive in time."""
-        deadline = asyncio.get_running_loop().time() + self.body_timeout_s
-        is_read = False
+    def _bounded(self, receive: Receive) -> Receive:
+        """Return `receive`, which raises 408 or 413 for a body that takes too long or is too large."""
+        deadline = asyncio.get_running_loop().time() + self.limits.body_timeout_s
+        is_read, size = False, 0
 
         async def timed() -> Message:
-            nonlocal is_read
-            if is_read:
+            nonlocal is_read, size
+            if is_read:  # later messages tell that the client is gone
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):
@@ -165,6 +169,9 @@ class AccessGuard:
             except TimeoutError:
                 raise HTTPException(408, "the request's body did not arrive in time") from None
             is_read = not message.get("more_body")
+            size += len(message.get("body", b""))
+            if size > self.limits.max_body_bytes:
+                raise HTTPException(413, f"the body is larger than {self.limits.max_body_bytes:,} bytes")
             return message
 
         return timed

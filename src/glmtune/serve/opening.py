@@ -46,7 +46,7 @@ def open_models(
 
     if compute != "exact":
         raise ConfigError(
-            f"compute: {compute} cannot answer each request under its own adapter", hint="leave --compute out"
+            f"compute: {compute} cannot answer each request under its own adapter", hint="compute=exact"
         )
     loaded = Adapters(path, template=template, revision=revision, **loading)
     generation = loaded.model.generation_config

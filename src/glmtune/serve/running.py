@@ -45,5 +45,5 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
             f"port: {host}:{port} cannot be had: {getattr(error, 'strerror', None) or error}",
-            hint="another port: --port 8001; 0 takes a free one",
+            hint="port=0 takes a free one",
         ) from None
