@@ -95,7 +95,7 @@ def test_a_port_that_is_taken_is_an_error_before_the_model_is_loaded(tmp_path: P
         assert (
             f"127.0.0.1:{port} cannot be had" in refused("glm-tiny", "--port", port, tmp_path=tmp_path).stderr
         )
-    assert "cannot be had" in refused("glm-tiny", "--port", 99999, tmp_path=tmp_path).stderr
+    assert "--port" in refused("glm-tiny", "--port", 99999, tmp_path=tmp_path).stderr
 
 
 @pytest.mark.parametrize("adapter", ["runs/mine", "=runs/mine", "mine="])

@@ -40,7 +40,14 @@ class NamedPath(click.ParamType[tuple[str, Path]]):
     help="An adapter or run on the model at PATH, which requests choose by NAME; may be given again.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=int, default=8000, show_default=True, help="Port to listen on; 0: a free one.")
+@click.option(
+    "--port",
+    # the system would take a larger number for another port
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0: a free one.",
+)
 @click.option(
     "--allow-host",
     "names",

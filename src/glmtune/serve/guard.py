@@ -47,8 +47,7 @@ class Access:
         if self.key is None and not is_local(self.host):
             raise ConfigError(
                 f"host: {self.host} is seen by other machines, and no key protects it",
-                hint=f"set one: export {KEY_NAME}=$(openssl rand -hex 24); "
-                "or listen here alone: host=127.0.0.1",
+                hint=f"export {KEY_NAME}=$(openssl rand -hex 24); or for this machine alone, host=127.0.0.1",
             )
 
     def check(self, headers: dict[bytes, bytes], path: str) -> None:

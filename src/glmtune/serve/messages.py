@@ -4,7 +4,7 @@ Source: https://docs.anthropic.com/en/api/messages, .../messages-streaming, .../
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
@@ -16,7 +16,6 @@ from glmtune.serve.messages_schema import (
     MessagesRequest,
     TextBlock,
     ThinkingBlock,
-    ToolResultBlock,
     ToolUseBlock,
     UserMessage,
 )
@@ -38,17 +37,25 @@ def messages_question(request: CountRequest) -> Question:
         )
     choice, thinking = request.tool_choice, request.thinking
     is_offered = choice is None or choice.type == "auto"
-    options = {} if thinking is None or thinking.type == "adaptive" else {
-        "enable_thinking": thinking.type == "enabled"
-    }  # fmt: skip
+    system = [{"role": "system", "content": _text(request.system)}] if request.system else []
+    # "adaptive" leaves it to the model, and so does a format that is not asked
+    is_chosen = thinking is not None and thinking.type != "adaptive"
     return Question(
         model=request.model,
-        messages=[*_system(request), *(turn for message in request.messages for turn in _turns(message))],
-        tools=[_tool(tool.model_dump(exclude_none=True)) for tool in request.tools or ()]
-        if is_offered
-        else (),
+        messages=[*system, *(turn for message in request.messages for turn in _turns(message))],
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description or "",
+                    "parameters": tool.input_schema,
+                },
+            }
+            for tool in (request.tools or () if is_offered else ())
+        ],
         is_one_call=choice is not None and choice.disable_parallel_tool_use,
-        options=options,
+        options={"enable_thinking": thinking.type == "enabled"} if thinking and is_chosen else {},
         **(_drawing(request) if isinstance(request, MessagesRequest) else {}),
     )
 
@@ -63,15 +70,8 @@ def _drawing(request: MessagesRequest) -> dict[str, Any]:
     }
 
 
-def _system(request: CountRequest) -> list[dict[str, Any]]:
-    system = request.system or ""
-    content = system if isinstance(system, str) else "\n\n".join(block.text for block in system)
-    return [{"role": "system", "content": content}] if content else []
-
-
-def _tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    function = {"name": tool["name"], "description": tool.get("description", "")}
-    return {"type": "function", "function": {**function, "parameters": tool["input_schema"]}}
+def _text(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
 
 
 def _turns(message: UserMessage | AssistantMessage) -> Iterator[dict[str, Any]]:
@@ -88,13 +88,8 @@ def _turns(message: UserMessage | AssistantMessage) -> Iterator[dict[str, Any]]:
                 continue
             yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
             texts = []
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)}
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
         yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
-
-
-def _result(block: ToolResultBlock) -> str:
-    content = block.content
-    return content if isinstance(content, str) else "\n".join(text.text for text in content)
 
 
 def _answer(blocks: list[TextBlock | ThinkingBlock | ToolUseBlock]) -> dict[str, Any]:
