@@ -27,6 +27,7 @@ from glmtune.run_process import (
     require_idle,
     write_record,
 )
+from glmtune.training.stopping import Interrupted, terminable
 from glmtune.workflows.runner import follow_log, log_of, start, state_of, stop, wait_for_end
 from models import tiny_folder
 
@@ -233,3 +234,10 @@ def test_a_run_in_the_background_is_seen_stopped_and_gone_on_with(tmp_path: Path
     steps = [json.loads(line)["step"] for line in (begun.folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert steps[-1] > reached
+
+
+def test_a_term_before_the_first_step_ends_the_command_as_ctrl_c_does() -> None:
+    with pytest.raises(Interrupted) as caught, terminable():
+        signal.raise_signal(signal.SIGTERM)
+    assert caught.value.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
