@@ -118,7 +118,7 @@ def started(model: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
         (
             signal.SIGSTOP,
             2,
-            r"error: process 1 has given no sign of life since it was at step \d+, and",
+            r"error: process 1 has given no sign of life since it was at .+, and the others",
         ),
     ],
     ids=["killed", "stopped"],
@@ -133,6 +133,35 @@ def test_a_process_that_is_gone_or_stopped_ends_all_in_words(
     assert re.search(told, errors), errors
     assert "Traceback" not in errors
     assert not Path(f"/proc/{second}").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_another_process_than_the_first_is_told_and_gives_the_exit_code(
+    model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    from importlib import import_module\n"
+        "    from glmtune.errors import OutputError\n"
+        "    def fail(*_, **__):\n"
+        "        raise OutputError('disk of the second machine: full', hint='free some space')\n"
+        "    import_module('glmtune.workflows.assemble').collate = fail\n",
+        encoding="utf-8",
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "glmtune", *training_words(model, tmp_path / "run"), "--nproc", "2"],
+        env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True, encoding="utf-8",
+        timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    *_, error, hint = done.stderr.splitlines()
+    assert (error, hint) == (
+        "error: process 1: disk of the second machine: full",
+        "hint: free some space",
+    )
 
 
 @pytest.mark.slow
@@ -155,7 +184,7 @@ def test_an_evaluation_by_two_processes_writes_the_file_of_one(model: Path, tmp_
         settings = ["evaluate.max_new_tokens=6", "evaluate.batch_size=2"]
         done = run_ranks(number, "-m", "glmtune", *words, *settings, cwd=tmp_path, encoding="utf-8")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("6 rows") == 1  # one process speaks
+        assert done.stdout.count("test rows: 6 rows") == 1  # one process speaks
         files[number] = (output / "generated_predictions.txt").read_bytes()
         assert {path.name for path in output.iterdir()} == {
             "generated_predictions.txt", "scores.json", "settings.json",
