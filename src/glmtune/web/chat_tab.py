@@ -247,6 +247,7 @@ class ChatTab:
             ]
             yield from self._stream(exchanges, askings)
         except GlmtuneError as err:
+            self._desk.stop(str(request.session_hash))  # of two, one may be answering already
             exchanges[-1].answers = []
             yield self._shown(exchanges, is_running=False, status=error_lines(err, self._words))
             return

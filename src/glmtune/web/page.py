@@ -130,4 +130,10 @@ def open_page(site: Site) -> OpenPage:
         raise ConfigError(
             f"--port {site.port}: {err}", hint="something listens there: choose another, or 0 for a free one"
         ) from err
+    if site.is_public and not public:
+        page.close()
+        raise ConfigError(
+            "--share: Gradio's servers gave no public link",
+            hint="try it later; or leave it out and reach the page by ssh: docs/web.md has the command",
+        )
     return OpenPage(address, public, page)
