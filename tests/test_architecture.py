@@ -64,7 +64,7 @@ ONLY_IN = {
     "wandb": ("workflows/trackers",),
     "trackio": ("workflows/trackers",),
     "fastapi": ("serve",),
-    "starlette": ("serve",),
+    "starlette": ("serve", "web"),
     "uvicorn": ("serve",),
     "prometheus_client": ("serve",),
 }
