@@ -7,7 +7,8 @@ Each run is forked from a process that has loaded all there is to load. It is ki
 drawn at random (also while a checkpoint is being saved) or at a moment drawn at random, gone on with, killed
 again, until it comes to its end. Then its figures, its weights, its optimizer's state and its files must be
 those of a run that nobody killed, to the bit. After every kill each checkpoint that is there must be whole.
-Prints one JSON object; exit code 1 if anything was otherwise.
+Pictures are blank, for drawing takes longer than training here; tests/killed.py kills runs that draw. Prints
+one JSON object; exit code 1 if anything was otherwise.
 """
 
 import argparse
@@ -22,8 +23,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 sys.path.insert(0, str(Path(__file__).parent))  # as pytest has it
 
+from conftest import BLANKS, DRAWN
 from glmtune.adapters.card import read_card
 from glmtune.adapters.origin import require_files
 from glmtune.errors import GlmtuneError
@@ -81,16 +85,26 @@ def go_on(settings: Any, folder: Path) -> None:
     train(settings, resume=folder.exists(), quiet=True)
 
 
+def warm_up(work: Path) -> None:
+    """Train once in this process: what a run loads on its way, its forks have loaded then."""
+    torch.set_num_threads(1)  # a pool of threads does not live on in a fork
+    for module, name in DRAWN:
+        setattr(module, name, BLANKS.get(name, lambda *_, **__: None))
+    train(recipe(work, work / "warm", ["method=lora", "train.steps=1", *QUIET]), quiet=True)
+
+
 def crash(work: Path, names: list[str], kills: int, seed: int) -> dict[str, Any]:
     """Kill so often; return the figures."""
     draw, tally, since = random.Random(seed), Tally(), time.monotonic()
     tiny_folder(work / "model", hidden_size=16, ffn_hidden_size=32)
+    warm_up(work)
     words = {part[0].removeprefix("method="): [*part, *QUIET] for part in METHODS}
     whole: dict[str, tuple[int, float, Any]] = {}
     for name in names:
         settings, begun = recipe(work, work / f"whole-{name}", words[name]), time.monotonic()
         status, changes, message = in_child(work, lambda settings=settings: train(settings, quiet=True))
         assert status == 0, message
+        print(f"{name}: whole in {time.monotonic() - begun:.1f} s", file=sys.stderr)
         whole[name] = (changes, time.monotonic() - begun, left(work / f"whole-{name}"))
     folder = work / "killed"
     while tally.kills < kills:
@@ -110,6 +124,7 @@ def crash(work: Path, names: list[str], kills: int, seed: int) -> dict[str, Any]
                 tally.during[activity(folder)] += 1
                 tally.odd += [f"{name}: {problem}" for problem in half_readable(folder)]
         tally.runs += 1
+        print(f"{time.monotonic() - since:.0f} s: {tally.kills} kills, {tally.runs} runs", file=sys.stderr)
         found = left(folder) if status == 0 else {"error": message}
         tally.odd += [
             f"{name}: {key}: {found.get(key)}, not {expected.get(key)}"
