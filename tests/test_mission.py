@@ -28,7 +28,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "generations.md#the-claims-of-chatglm2-6b",
     ),
     "S0-03": (
-        "chat, later turns and other knowledge are lost: warned of, measured, and held by replay",
+        "chat, later turns and other knowledge are lost: warned of, measured, replayed; a knowledge base",
         "unit/workflows/test_forgetting.py::test_a_plan_like_one_that_lost_chat_is_warned_of",
         "invariants/test_retention.py::test_figures_are_those_of_both_models_run_row_by_row",
         "invariants/test_replay.py::test_answers_of_an_earlier_run_are_taken",
@@ -36,6 +36,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "unit/data/test_mixture.py::test_a_ratio_is_a_part_of_the_whole_and_the_others_share_the_rest",
         "data.md#shares-of-an-epoch",
         "troubleshooting.md#ordinary-chat-is-lost",
+        "unit/serve/test_knowledge_base.py::test_the_model_reads_the_passages_and_its_answer_is_shown",
+        "knowledge-base.md#ask",
     ),
     "S0-04": (
         "memory on one card and two; larger batches at an equal product",
@@ -470,7 +472,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 """By ID: the demand in our words, then what shows it: `file::test` of tests/ or `page#anchor` of docs/."""
 
 MISSING = {
-    "S0-03": "a knowledge base",
+    "S0-14": "a web page",
     "S2-02": "a container",
     "S4-14": "DeepSpeed",
 }
