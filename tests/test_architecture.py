@@ -45,6 +45,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"evaluation"},
     {"exports", "migration", "reports"},
     {"workflows"},
+    {"serve", "web"},
     {"cli"},
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
@@ -53,6 +54,7 @@ ONLY_IN = {
     "peft": ("adapters", "methods"),
     "accelerate": ("training/processes",),
     "matplotlib": ("reports",),
+    "gradio": ("web",),
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
     "sentencepiece": ("tokenizers",),
@@ -61,6 +63,10 @@ ONLY_IN = {
     "bitsandbytes": ("models", "training"),
     "wandb": ("workflows/trackers",),
     "trackio": ("workflows/trackers",),
+    "fastapi": ("serve",),
+    "starlette": ("serve", "web"),
+    "uvicorn": ("serve",),
+    "prometheus_client": ("serve",),
 }
 
 

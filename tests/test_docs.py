@@ -52,8 +52,10 @@ LISTS = (
     "python",
     "how-glm-works",
     "runs",
+    "serve",
 )
-"""Pages without commands to type: made by a program, or figures, links and Python."""
+"""Pages without commands to type: made by a program, or figures, links and Python; `serve` has a command that
+does not end, see tests/cli/test_serve.py."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (

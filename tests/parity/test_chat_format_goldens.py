@@ -1,6 +1,7 @@
 """Our renderings beside those of the published chat templates: equal, or listed with the reason."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 
 from glmtune import render_messages
 from glmtune.errors import DataError
+from glmtune.templates import TEMPLATES
+from glmtune.templates.answer_stream import AnswerStream, CallPiece
 
 GOLDENS = json.loads((Path(__file__).parents[1] / "goldens" / "chat_formats.json").read_text("utf-8"))
 OURS = {
@@ -120,3 +123,31 @@ def test_the_sources_give_the_reason_of_each_difference() -> None:
         assert [c for _, listed in places for c in listed if f"`{c}`" not in row] == []
     (refused,) = [row for row in rows if row.startswith("| Refused |")]
     assert [c for c in REFUSED if f"`{c}`" not in refused] == []
+
+
+def answers_of(text: str) -> Iterator[str]:
+    """The answers of a published rendering, control tokens spelled."""
+    for turn in text.split("<|assistant|>")[1:]:
+        yield re.split("<[|](?:user|observation|system)[|]>", turn)[0]
+
+
+def test_the_calls_that_a_published_template_prints_are_read_back() -> None:
+    found = 0
+    for golden in GOLDENS["formats"]["glm-4.5"]["renderings"]:
+        conversation = GOLDENS["conversations"][golden["conversation"]]
+        turns = [turn for turn in conversation["messages"] if turn["role"] == "assistant"]
+        # a text that looks like JSON and has no schema cannot be told from JSON
+        if not any(turn.get("tool_calls") for turn in turns) or "expected" not in golden:
+            continue
+        if golden["conversation"] == "call_string_like_json" or golden["add_generation_prompt"]:
+            continue
+        for turn, answer in zip(turns, answers_of(golden["expected"]), strict=True):
+            stream = AnswerStream(TEMPLATES["glm45"], conversation["tools"], is_spelled=True)
+            pieces = [*stream.add(answer), *stream.finish()]
+            calls = [
+                (each.name, json.loads(each.arguments)) for each in pieces if isinstance(each, CallPiece)
+            ]
+            asked = [each["function"] for each in turn.get("tool_calls") or ()]
+            assert calls == [(each["name"], each["arguments"]) for each in asked]
+            found += len(calls)
+    assert found > 10

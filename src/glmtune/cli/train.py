@@ -1,14 +1,13 @@
 """`glmtune train`."""
 
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import PATH, fail_on, leave_group, program
+from glmtune.cli.launch import is_to_launch, naming_ended_process, nproc_option, run_in_processes
 from glmtune.cli.plan import look_ahead, page_lines
 from glmtune.log import is_main_process
 
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
+@nproc_option
 def train(
     words: tuple[str, ...],
     resume: bool,
@@ -42,6 +42,7 @@ def train(
     force: bool,
     detach: bool,
     fail_on_forgetting: bool,
+    nproc: int | None,
 ) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
 
@@ -51,7 +52,7 @@ def train(
       glmtune train runs/chatglm3-6b-lora --resume
       glmtune train recipes/lora.yaml model=/models/chatglm3-6b --detach
       glmtune train model=runs/chatglm3-6b-lora data.train=new.json output=runs/more
-      torchrun --nproc-per-node 2 -m glmtune train recipes/lora.yaml
+      glmtune train recipes/lora.yaml model=/models/chatglm3-6b --nproc 2
 
     A run or adapter as the model is gone on from: its weights and its method, all else anew.
 
@@ -65,6 +66,9 @@ def train(
     from glmtune.run_files import RESULT_FILE
     from glmtune.workflows.early import training_recipe
 
+    if is_to_launch(nproc) and not detach:
+        run_in_processes(nproc or 1)
+        return
     has_source = bool(words) and "=" not in words[0]
     if resume and not has_source and not any(word.startswith("model=") for word in words):
         runs = newest_runs_hint()
@@ -91,7 +95,8 @@ def train(
         return
     if detach and not dry_run:
         flags = {"--resume": resume, "--force": force, "--fail-on-forgetting": fail_on_forgetting}
-        _detach(words, [name for name, is_set in flags.items() if is_set])
+        options = [name for name, is_set in flags.items() if is_set]
+        _detach(words, options + (["--nproc", str(nproc)] if nproc else []))
         return
     if not dry_run:
         verdict = run_recipe(recipe, resume=resume, force=force)
@@ -163,24 +168,9 @@ def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> str | None:
     disable_progress_bar()  # transformers' bar of loading weights; the training's own bar is enough
     enable_progress_bars()  # a download takes minutes: it shows its bar
     lines = Lines()
-    with lines.bar("training"), terminable(), _naming_ended_process():
+    with lines.bar("training"), terminable(), naming_ended_process():
         result = drain(training(recipe, resume=resume, force=force, rows=rows), Shown(lines))
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")
     lines.say(f"      {program()} evaluate {result.path}")
     return result.metrics.get("verdict")
-
-
-@contextmanager
-def _naming_ended_process() -> Iterator[None]:
-    """Raise `TrainingError` in place of torch's error if another process of `torchrun` has ended."""
-    from glmtune.errors import TrainingError
-
-    try:
-        yield
-    except RuntimeError as err:  # torch.distributed has no narrower class, so its text decides
-        if "by peer" not in str(err):
-            raise
-        raise TrainingError(
-            "another process of this run has ended", hint="it says why; without a word, it was killed"
-        ) from err

@@ -12,7 +12,7 @@ An answer does not depend on the other rows of the batch; only with `compute=fas
 them (see `fast`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import count
 
@@ -32,7 +32,7 @@ from glmtune.generate.queue import (
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request, require_request
 from glmtune.generate.reuse import Reuse, mark_model
 from glmtune.generate.runner import PrefillPrompt, build_runner
-from glmtune.generate.sampling import NOTHING, Draw, draw_tokens
+from glmtune.generate.sampling import NOTHING, Draw, draw_tokens, find_likely
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.protocol import CausalLM
@@ -73,6 +73,7 @@ class Engine:
         max_held_tokens: int | None = None,
         reused_tokens: int = 0,
         compile_step: bool = False,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         """`model`: a model, or `Adapters`; with those each request names its own adapter.
 
@@ -83,7 +84,8 @@ class Engine:
         `reused_tokens`: tokens of ended prompts and answers whose keys and values are kept, for prompts that
         begin like them. `compile_step`, for our own families: on a CPU the first steps take a minute, and
         small exact models are faster afterwards (needs a C++ compiler); on CUDA the step becomes a graph, and
-        the KV cache of ended answers stays allocated. Raises `ConfigError` if the model cannot be run so.
+        the KV cache of ended answers stays allocated. `numbers`: gives requests their numbers; engines that
+        share it have none twice. Raises `ConfigError` if the model cannot be run so.
         """
         self._adapters = model if isinstance(model, AdapterSet) else None
         if self._adapters and compile_step:
@@ -114,7 +116,7 @@ class Engine:
         """Longest prompt that is read, in tokens; None: no bound."""
         self.is_length_told = False
         self._kind = _kind_of(self.runner.model)
-        self._numbers = count()
+        self._numbers = numbers or count()
         self._batch: list[Answer] = []  # rows of the batch, in the order of `rows`
         self._drawn: list[Token] = []  # of the step under way: a step that broke off has not returned them
         self._positions = torch.empty(0)  # of the next token in each row, (B, ..., 1)
@@ -124,8 +126,29 @@ class Engine:
         """True if nothing is left to answer."""
         return not (self._batch or self._line.waiting or self._drawn)
 
+    @property
+    def num_rows(self) -> int:
+        """Number of requests that are being answered; the others wait."""
+        return len(self._batch)
+
+    @property
+    def num_held_tokens(self) -> int:
+        """Tokens that the KV cache has room for."""
+        rows, columns = self.rows.room
+        return rows * columns
+
     def submit(self, request: Request) -> int:
-        """Queue a request; return its number.
+        """Queue a request; return its number. Raises as `check`."""
+        request = self.check(request)
+        self.tell_length([len(request.prompt)])
+        self.runner.count_positions(request.prompt)  # raises now what would break the prefill of others
+        draw = Draw(request.sampling, request.prompt, device=self.runner.device)
+        number = next(self._numbers)
+        self._line.waiting.append(Answer(number, request, draw, self.count_tokens(request)))
+        return number
+
+    def check(self, request: Request) -> Request:
+        """Return a request with copies of its ids, if it can be answered.
 
         Raises `DataError` for a prompt that is empty, too long or holds ids outside the vocabulary,
         `ConfigError` for arguments of other types, stop ids that are not integers, an unknown adapter, and a
@@ -134,16 +157,13 @@ class Engine:
         require_request(request)
         self._check_model()
         self._check_adapter(request.adapter)
-        request = check_request(request, self._vocab_size, self.max_prompt)
-        self.tell_length([len(request.prompt)])
-        self.runner.count_positions(request.prompt)  # raises now what would break the prefill of others
-        draw = Draw(request.sampling, request.prompt, device=self.runner.device)
-        number = next(self._numbers)
+        return check_request(request, self._vocab_size, self.max_prompt)
+
+    def count_tokens(self, request: Request) -> int:
+        """Return the columns of the KV cache that a request may need: prefix, prompt and longest answer."""
         prefix = self._prefix_of(request.adapter)
         num_prefix_tokens = prefix.num_tokens if prefix else 0
-        num_tokens = num_prefix_tokens + len(request.prompt) + request.sampling.max_new_tokens
-        self._line.waiting.append(Answer(number, request, draw, num_tokens))
-        return number
+        return num_prefix_tokens + len(request.prompt) + request.sampling.max_new_tokens
 
     def tell_length(self, lengths: Sequence[int]) -> None:
         """Warn, once, about texts of these lengths in tokens that are longer than the model's context.
@@ -268,7 +288,7 @@ class Engine:
             self.rows.lengths = lengths
             raise
         self._positions = following
-        self._take(self._batch, drawn)
+        self._take(self._batch, drawn, logits)
 
     def _join(self, joining: Sequence[Answer]) -> None:
         """Prefill waiting requests and draw their first tokens; until then they stay in line."""
@@ -285,15 +305,17 @@ class Engine:
         for answer in joining:
             answer.mark = self.reuse.mark
             self._line.waiting.popleft()
-        self._take(joining, drawn)
+        self._take(joining, drawn, logits)
 
-    def _take(self, answers: Sequence[Answer], drawn: Sequence[int]) -> None:
-        """Append the drawn tokens to their answers; raise `AnswerError` for rows that got `NOTHING`."""
+    def _take(self, answers: Sequence[Answer], drawn: Sequence[int], logits: Tensor) -> None:
+        """Append the tokens drawn from logits (B, V); raise `AnswerError` for rows that got `NOTHING`."""
         spoiled = [answer for answer, token in zip(answers, drawn, strict=True) if token == NOTHING]
-        for answer, token in zip(answers, drawn, strict=True):
+        for row, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
             if token != NOTHING:
                 answer.ids.append(token)
-                self._drawn.append(Token(answer.number, token, answer.is_ended))
+                count = answer.request.num_likeliest
+                likely = None if count is None else find_likely(logits[row], token, count)
+                self._drawn.append(Token(answer.number, token, answer.is_ended, likely))
                 self.tell_length([len(answer.request.prompt) + len(answer.ids)])
         if not spoiled:
             return

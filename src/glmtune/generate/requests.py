@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from operator import index
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.generate.sampling import Draw, Sampling
+from glmtune.generate.sampling import Draw, Likely, Sampling
 from glmtune.values import shown
 
 
@@ -20,6 +20,8 @@ class Request:
     """Token ids that end the answer; the one drawn is its last token."""
     adapter: str | None = None
     """Name of an adapter of the engine's `Adapters`; None: the base alone, or the engine's only model."""
+    num_likeliest: int | None = None
+    """Likeliest tokens to tell beside each drawn one, with log-probabilities; None: no probabilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Token:
     """Number of the request, as `Engine.submit` returned it."""
     id: int
     is_last: bool
+    likely: Likely | None = None
+    """Log-probabilities, if its request asked for them."""
 
 
 @dataclass(slots=True)
@@ -68,8 +72,15 @@ def require_request(request: object) -> None:
 def check_request(request: Request, vocab_size: int, max_prompt: int | None = None) -> Request:
     """Return the request with copies of its ids, as the caller may change its lists meanwhile.
 
-    Raises `DataError` as `check_prompt`, `ConfigError` for stop ids that are not integers.
+    Raises `DataError` as `check_prompt`, `ConfigError` for stop ids that are not integers, and for another
+    `num_likeliest` than a count.
     """
+    count = request.num_likeliest
+    if count is not None and (not isinstance(count, int) or count < 0):
+        raise ConfigError(
+            f"num_likeliest: must be a whole number from 0 on, got {count!r:.80}",
+            hint="num_likeliest=5, or leave it out",
+        )
     prompt = check_prompt(request.prompt, vocab_size, max_prompt)
     try:
         stop_ids = frozenset(map(index, request.stop_ids))

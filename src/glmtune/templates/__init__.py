@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ConfigError
 from glmtune.renamed import find_renamed
+from glmtune.templates.calls import LineCall, TagCall
 from glmtune.templates.messages import (
     ROLES,
     Call,
@@ -240,6 +241,7 @@ _GLM4_FACTS: dict[str, Any] = {
     "end_of_text": "<|endoftext|>",
     "control_tokens": GLM4_CONTROL_TOKENS,
     "title": "GLM-4",
+    "calls": LineCall,
 }
 _0414_CHAT = ChatDefaults(temperature=0.6)
 """Source: inference/trans_cli_demo.py of https://github.com/THUDM/GLM-4, but for its repetition penalty."""
@@ -247,6 +249,7 @@ _GLM45_FACTS: dict[str, Any] = {
     **_GLM4_FACTS,
     "control_tokens": GLM45_CONTROL_TOKENS,
     "title": "GLM-4.5",
+    "calls": TagCall,
     # Source: inference/trans_infer_cli.py of https://github.com/zai-org/GLM-4.5
     "chat": ChatDefaults(temperature=0.7, top_p=0.9),
 }
@@ -276,13 +279,19 @@ TEMPLATES: dict[str, Template] = {
         end_of_text="</s>",
         control_tokens=(*CHATGLM2_CONTROL_TOKENS, *ROLE_TOKENS),
         title="ChatGLM3",
+        calls=LineCall,
         tidy=with_year,
     ),
     "glm4": turn_format(glm4_turns, assistant_name="ChatGLM", tidy=with_year, **_GLM4_FACTS),
     "glm4_base": turn_format(glm4_base_turns, assistant_name="GhatGLM", tidy=with_year, **_GLM4_FACTS),
     "glm4_0414": turn_format(glm4_0414_turns, chat=_0414_CHAT, **_GLM4_FACTS),
     "glmz1": thinking_format(
-        glmz1_turns, glmz1_learned, ask=(GLMZ1_ASK,), chat=_0414_CHAT, **_GLM4_FACTS | {"title": "GLM-Z1"}
+        glmz1_turns,
+        glmz1_learned,
+        ask=(GLMZ1_ASK,),
+        begins_thought=True,
+        chat=_0414_CHAT,
+        **_GLM4_FACTS | {"title": "GLM-Z1"},
     ),
     "glm45": thinking_format(glm45_turns, glm45_learned, ask=(), **_GLM45_FACTS),
     "glm45_nothink": thinking_format(

@@ -4,9 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from glmtune.strict import parse_json
+
+if TYPE_CHECKING:
+    from glmtune.templates.calls import CallReader
 
 Role = Literal["system", "user", "assistant", "observation"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -113,6 +116,10 @@ class Template:
     """Text that ends the thought in front of an answer; empty if the model does not think aloud."""
     learns_thoughts: bool = False
     """True if an answer is learned with its thought."""
+    begins_thought: bool = False
+    """True if a prompt ends inside a thought, which the answer goes on with."""
+    calls: "type[CallReader] | None" = None
+    """Reads the tool calls of an answer; None if the format has none."""
     tidy: Callable[[str], str] | None = None
     """Turns an answer's text into the one the official chat shows; None: shown as written."""
     remembers_tidied: bool = False

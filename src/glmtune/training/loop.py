@@ -79,10 +79,12 @@ def fit(
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
     meter = meter or MemoryMeter(processes.device)
+    processes.settle()
     trainable = [p for p in module.parameters() if p.requires_grad]
     start = time.perf_counter()
     for step, micro in steps:  # what it takes to make the batches is a part of the step's time
         module.train()
+        processes.enter(f"step {step}")
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
         losses = _StepLosses(sources, processes)
@@ -181,6 +183,7 @@ def mean_loss(objective: ObjectiveModule, batches: Sequence[Batch], processes: P
             total += float(objective(batch.to(processes.device)))
         items += objective.weight(batch)
     objective.train(was_training)
+    processes.settle()
     sums = torch.tensor([total, items], dtype=torch.float64, device=processes.device)
     loss, count = processes.total(sums).tolist()
     return float(loss / max(count, 1))

@@ -34,7 +34,7 @@ def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Proces
     if processes.device.type == "cuda":
         random_state["cuda"] = torch.cuda.get_rng_state(processes.device)
     state: dict[str, Any] = {
-        "optimizer": optimizer.state_dict(),
+        "optimizer": processes.optimizer_state(optimizer),
         "schedule": schedule.state_dict(),
         "random": processes.gather(random_state),
     }
@@ -91,7 +91,7 @@ def restore_state(
 
     If it was saved by fewer processes, those that are new begin with numbers drawn from the others'.
     """
-    optimizer.load_state_dict(state["optimizer"])
+    processes.restore_optimizer(optimizer, state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if processes.loss_scale is not None:
         processes.restore_scaler(state["scaler"])

@@ -54,31 +54,33 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
     plan, step = run.plan, run.progress.step
-    card = write_card(
-        run.recipe,
-        plan.location,
-        run.base,
-        plan.tokenizer,
-        run.model,
-        row_hashes=plan.row_hashes,
-        step=step,
-    )
+    with run.processes.joined():
+        card = write_card(
+            run.recipe,
+            plan.location,
+            run.base,
+            plan.tokenizer,
+            run.model,
+            row_hashes=plan.row_hashes,
+            step=step,
+        )
     path, is_whole = run.writer.checkpoint_path(step), run.recipe.method.kept is TrainedPart.MODEL
-    if run.is_main:
-        make_folder(path.parent)
-        with _saying_what_is_kept(run, state), replacing(path, is_durable=True) as partial:
-            sync(run.writer.metrics_path)  # a checkpoint never stands without the lines up to its step
-            partial.mkdir()
-            if is_whole:
-                copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
-            write_state(state, partial)
-            save_trained(run.model, partial, card)
-            if not last_checkpoint(run.writer.folder):
-                # a run's first checkpoint must open again: better an error now than after days of training
-                check_outline(resolve(partial, base=None if is_whole else plan.location.base))
-        # link before pruning: `best` and `last` never point at a folder that is gone
-        run.writer.link_checkpoint(step, best_step=run.progress.best_step)
-        run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
+    with run.processes.whole():  # entered by all, before the main process writes
+        if run.is_main:
+            make_folder(path.parent)
+            with _saying_what_is_kept(run, state), replacing(path, is_durable=True) as partial:
+                sync(run.writer.metrics_path)  # a checkpoint never stands without the lines up to its step
+                partial.mkdir()
+                if is_whole:
+                    copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
+                write_state(state, partial)
+                save_trained(run.model, partial, card)
+                if not last_checkpoint(run.writer.folder):
+                    # a run's first checkpoint must open again: better an error now than after days
+                    check_outline(resolve(partial, base=None if is_whole else plan.location.base))
+            # link before pruning: `best` and `last` never point at a folder that is gone
+            run.writer.link_checkpoint(step, best_step=run.progress.best_step)
+            run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
     run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
@@ -153,7 +155,8 @@ def restore_run(run: "Run") -> Iterator[Note]:
     if card and card.fingerprint:
         check_base(last, card, run.plan.location.folder)
     if run.pruning is None:
-        restore_trained(run.model, last)
+        with run.processes.whole(is_changed=True):
+            restore_trained(run.model, last)
     with as_state(last / STATE_FILE):
         restore_state(state, run.optimizer, run.schedule, run.processes)
         if run.pruning:  # AdaLoRA's state has the weights as well: the adapter's files lack pruned directions

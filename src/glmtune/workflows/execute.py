@@ -108,7 +108,8 @@ def _carried_out(run: Run, *, resume: bool) -> Generator[Event, None, RunResult]
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
-            forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
+            with run.processes.joined():
+                forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
             if run.reference:
                 run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
@@ -165,6 +166,7 @@ def _steps(run: Run) -> Iterator[Event]:
         # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
+            run.processes.enter(f"saving step {log.step}")
             yield Working("saving")
             if not is_evaluated:
                 # the step may have ruined the weights: one batch tells, before they are saved
@@ -220,6 +222,7 @@ def _is_out_of_patience(run: Run) -> bool:
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
     """Take the evaluation loss, answer the sample prompts, draw; return True for a new best loss."""
     progress = run.progress
+    run.processes.enter(f"the evaluation after step {progress.step}")
     yield Working("evaluating")
     trim_heap()  # of loading or of the steps
     loss = _evaluation_loss(run, run.validation)
@@ -235,7 +238,8 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         progress.evaluations_since_best += 1
     facts: dict[str, Any] = {} if is_settled else {"is_settled": False}
     if run.reference and run.recipe.retain.report == "evaluations":
-        facts["general_kl"] = general_divergence(run.model, run.reference).mean
+        with run.processes.joined():
+            facts["general_kl"] = general_divergence(run.model, run.reference).mean
     if run.is_main:
         run.writer.add({"step": progress.step, "eval_loss": loss, **facts})
     if run.recipe.samples.prompts:
@@ -269,7 +273,8 @@ def _ask(run: Run, questions: Sequence[SampleQuestion]) -> None:
     """Write the model's answers to these questions to samples.jsonl."""
     taught, longest = Taught.of(run.recipe.data), run.recipe.samples.max_new_tokens
     # outside `is_main`: every process takes part in the forward passes
-    lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
+    with run.processes.joined():
+        lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
     if run.is_main:
         run.writer.add_samples(run.progress.step, lines)
 

@@ -17,11 +17,13 @@ from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
+from glmtune.models.device import BALANCED
 from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Method, Recipe, Train
+from glmtune.recipe.distributed import EngineSettings
 from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
@@ -129,7 +131,9 @@ def planning(
     if not begins and not location.folder.has_weights:
         suppose_weights(location.folder)
     find_optimizer(recipe.train)  # a missing package is an error now, not after minutes of loading
-    processes = start_processes(recipe.device)
+    processes = start_processes(recipe.device, recipe.distributed)
+    if begins:
+        require_processes(processes)
     # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
     recipe, split = with_ratio(recipe, tokenizer), rows or read_and_split(recipe.data)
@@ -176,14 +180,32 @@ def require_able(location: Location, method: Method, quant: str | None) -> None:
     require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 
 
-def start_processes(device: str) -> Processes:
-    """Return the processes that `torchrun` started. Raises `ConfigError` for one fixed card (`cuda:1`)."""
+def start_processes(device: str, engine: EngineSettings) -> Processes:
+    """Return the processes that were started together, for an engine.
+
+    Raises `ConfigError` for one fixed card (`cuda:1`).
+    """
+    if device == BALANCED:
+        raise ConfigError(
+            "device: balanced: one process answers on all cards with it; training takes auto, cpu or cuda",
+            hint="several cards: `glmtune train ... --nproc 2 distributed=fsdp2`",
+        )
     if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
             hint=f"choose the card outside: `CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...`",
         )
-    return Processes(resolve_device(device))
+    return Processes(resolve_device(device), engine=engine)
+
+
+def require_processes(processes: Processes) -> None:
+    """Raise `ConfigError` for a single process whose engine shares weights with others."""
+    engine = processes.engine
+    if processes.number == 1 and engine.shares_weights:
+        raise ConfigError(
+            f"distributed.name: {engine.name}, but this is one process, with none to share weights with",
+            hint="several: `glmtune train ... --nproc 2`; one: distributed=ddp",
+        )
 
 
 def share_rows(

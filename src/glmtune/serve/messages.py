@@ -1,0 +1,191 @@
+"""`/v1/messages`: questions from requests, replies as Anthropic writes them, whole or streamed.
+
+Source: https://docs.anthropic.com/en/api/messages, .../messages-streaming, .../errors.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from secrets import token_hex
+from typing import Any
+
+from glmtune.serve.blocks import BlockEvents, Event, merged
+from glmtune.serve.errors import ApiError
+from glmtune.serve.messages_schema import (
+    AssistantMessage,
+    CountRequest,
+    MessagesRequest,
+    TextBlock,
+    ThinkingBlock,
+    ToolUseBlock,
+    UserMessage,
+)
+from glmtune.serve.service import GrowingReply, Question
+from glmtune.templates.answer_stream import AnswerPiece, TextPiece, ThoughtPiece
+
+REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+"""The reasons of an answer's end, by our names."""
+
+
+def messages_question(request: CountRequest) -> Question:
+    """Return the question of a request, its messages in OpenAI's form.
+
+    Raises `ApiError` if the last one is an answer: none can be begun here.
+    """
+    if request.messages[-1].role == "assistant":
+        raise ApiError(
+            400, "messages: the last one is an answer, and none can be begun here", param="messages"
+        )
+    choice, thinking = request.tool_choice, request.thinking
+    is_offered = choice is None or choice.type == "auto"
+    system = [{"role": "system", "content": _text(request.system)}] if request.system else []
+    # "adaptive" leaves it to the model, and so does a format that is not asked
+    is_chosen = thinking is not None and thinking.type != "adaptive"
+    return Question(
+        model=request.model,
+        messages=[*system, *(turn for message in request.messages for turn in _turns(message))],
+        tools=[
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description or "",
+                    "parameters": tool.input_schema,
+                },
+            }
+            for tool in (request.tools or () if is_offered else ())
+        ],
+        is_one_call=choice is not None and choice.disable_parallel_tool_use,
+        options={"enable_thinking": thinking.type == "enabled"} if thinking and is_chosen else {},
+        **(_drawing(request) if isinstance(request, MessagesRequest) else {}),
+    )
+
+
+def _drawing(request: MessagesRequest) -> dict[str, Any]:
+    names = ("temperature", "top_p", "top_k")
+    sampling = {name: value for name in names if (value := getattr(request, name)) is not None}
+    return {
+        "sampling": sampling,
+        "max_new_tokens": request.max_tokens,
+        "stops": request.stop_sequences or (),
+    }
+
+
+def _text(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
+
+
+def _turns(message: UserMessage | AssistantMessage) -> Iterator[dict[str, Any]]:
+    """Yield the turns of a message: results of tools and text stand in one message there."""
+    if isinstance(message.content, str):
+        yield {"role": message.role, "content": message.content}
+    elif isinstance(message, AssistantMessage):
+        yield _answer(message.content)
+    else:
+        texts: list[str] = []
+        for block in message.content:
+            if isinstance(block, TextBlock):
+                texts.append(block.text)
+                continue
+            yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
+            texts = []
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
+        yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
+
+
+def _answer(blocks: list[TextBlock | ThinkingBlock | ToolUseBlock]) -> dict[str, Any]:
+    thoughts = [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]
+    calls = [
+        {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.input}}
+        for block in blocks
+        if isinstance(block, ToolUseBlock)
+    ]
+    text = "".join(block.text for block in blocks if isinstance(block, TextBlock))
+    answer: dict[str, Any] = {"role": "assistant", "content": text or (None if calls or thoughts else "")}
+    answer |= {"reasoning_content": "\n".join(thoughts)} if thoughts else {}
+    return answer | ({"tool_calls": calls} if calls else {})
+
+
+def messages_error(error: ApiError) -> dict[str, Any]:
+    """Return an error as Anthropic writes it."""
+    kind = "api_error" if error.status >= 500 else error.kind
+    return {"type": "error", "error": {"type": kind, "message": str(error)}}
+
+
+def _head(reply: GrowingReply) -> dict[str, Any]:
+    return {
+        "id": f"msg_{token_hex(12)}",
+        "type": "message",
+        "role": "assistant",
+        "model": reply.model.name,
+        "content": [],
+        "stop_reason": None,
+        "stop_sequence": None,
+        "usage": _usage(reply),
+    }
+
+
+def _usage(reply: GrowingReply) -> dict[str, int]:
+    return {"input_tokens": reply.num_prompt_tokens, "output_tokens": reply.num_tokens}
+
+
+def _end(reason: str | None, stop: str | None) -> dict[str, Any]:
+    return {
+        "stop_reason": "stop_sequence" if stop is not None else REASONS[reason or "stop"],
+        "stop_sequence": stop,
+    }
+
+
+def _block(piece: AnswerPiece) -> dict[str, Any]:
+    if isinstance(piece, ThoughtPiece):
+        return {"type": "thinking", "thinking": piece.text, "signature": ""}
+    if isinstance(piece, TextPiece):
+        return {"type": "text", "text": piece.text}
+    arguments = json.loads(piece.arguments)
+    return {"type": "tool_use", "id": piece.id, "name": piece.name, "input": arguments}
+
+
+async def message_reply(reply: GrowingReply) -> dict[str, Any]:
+    """Return a whole reply."""
+    pieces: list[AnswerPiece] = []
+    end: dict[str, Any] = {}
+    async for written in reply:
+        pieces += written.pieces
+        end = _end(written.reason, written.stop)
+    return {**_head(reply), "content": list(map(_block, merged(pieces))), **end}
+
+
+class _MessageEvents(BlockEvents):
+    """Writes the events of a reply's blocks."""
+
+    def begin(self, index: int, piece: AnswerPiece) -> list[Event]:
+        empty = {"thinking": "", "text": "", "input": {}}
+        block = {key: empty.get(key, value) for key, value in _block(piece).items()}
+        # the kind of a block stands under a key that is also the name of its content
+        return [{"type": "content_block_start", "index": index, "content_block": block}]
+
+    def go_on(self, index: int, piece: AnswerPiece) -> list[Event]:
+        if isinstance(piece, ThoughtPiece):
+            delta = {"type": "thinking_delta", "thinking": piece.text}
+        elif isinstance(piece, TextPiece):
+            delta = {"type": "text_delta", "text": piece.text}
+        else:
+            delta = {"type": "input_json_delta", "partial_json": piece.arguments}
+        return [{"type": "content_block_delta", "index": index, "delta": delta}]
+
+    def end(self, index: int, _block: AnswerPiece) -> list[Event]:
+        return [{"type": "content_block_stop", "index": index}]
+
+
+async def message_events(reply: GrowingReply) -> AsyncIterator[Event]:
+    """Yield the events of a streamed reply."""
+    yield {"type": "message_start", "message": _head(reply)}
+    blocks = _MessageEvents()
+    end: dict[str, Any] = {}
+    async for written in reply:
+        for event in blocks.add(written.pieces):
+            yield event
+        end = _end(written.reason, written.stop)
+    for event in blocks.finish():
+        yield event
+    yield {"type": "message_delta", "delta": end, "usage": _usage(reply)}
+    yield {"type": "message_stop"}

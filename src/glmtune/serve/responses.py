@@ -1,0 +1,235 @@
+"""`/v1/responses`: questions from requests, replies as OpenAI's responses are written, whole or streamed.
+
+Source: https://platform.openai.com/docs/api-reference/responses/object, .../responses-streaming.
+"""
+
+import time
+from collections.abc import AsyncIterator, Sequence
+from secrets import token_hex
+from typing import Any
+
+from glmtune.serve.answer import Reason
+from glmtune.serve.blocks import BlockEvents, Event, merged
+from glmtune.serve.errors import ApiError
+from glmtune.serve.responses_schema import (
+    CallItem,
+    ContentPart,
+    ReasoningItem,
+    ReasoningPart,
+    ResponsesRequest,
+    ResponsesTool,
+    ResultItem,
+    TurnItem,
+)
+from glmtune.serve.service import GrowingReply, Question
+from glmtune.templates.answer_stream import AnswerPiece, CallPiece, TextPiece, ThoughtPiece
+
+
+def response_question(request: ResponsesRequest) -> Question:
+    """Return the question of a request, its items as messages of OpenAI's older form."""
+    has_thought = request.reasoning is None or request.reasoning.effort != "none"
+    names = ("temperature", "top_p")
+    return Question(
+        model=request.model,
+        messages=_messages(request),
+        tools=() if request.tool_choice == "none" else list(map(_tool, request.tools or ())),
+        is_one_call=request.parallel_tool_calls is False,
+        options={} if has_thought else {"enable_thinking": False},
+        sampling={name: value for name in names if (value := getattr(request, name)) is not None},
+        max_new_tokens=request.max_output_tokens,
+    )
+
+
+def _tool(tool: ResponsesTool) -> dict[str, Any]:
+    function = tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
+    return {"type": "function", "function": function}
+
+
+def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
+    """Return the turns of a request; thought, text and calls that stand in a row are one."""
+    turns: list[dict[str, Any]] = []
+    if request.instructions:
+        turns.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        return [*turns, {"role": "user", "content": request.input}]
+    for item in request.input:
+        if isinstance(item, ResultItem):
+            turns.append({"role": "tool", "tool_call_id": item.call_id, "content": _text(item.output)})
+        elif isinstance(item, TurnItem) and item.role != "assistant":
+            turns.append({"role": item.role, "content": _text(item.content)})
+        else:
+            if not turns or turns[-1]["role"] != "assistant" or isinstance(item, ReasoningItem):
+                turns.append({"role": "assistant", "content": None})
+            _add_to_answer(turns[-1], item)
+    return turns
+
+
+def _add_to_answer(answer: dict[str, Any], item: TurnItem | CallItem | ReasoningItem) -> None:
+    if isinstance(item, TurnItem):
+        answer["content"] = (answer["content"] or "") + _text(item.content)
+    elif isinstance(item, CallItem):
+        function = {"name": item.name, "arguments": item.arguments}
+        call = {"id": item.call_id, "type": "function", "function": function}
+        answer["tool_calls"] = [*answer.get("tool_calls", ()), call]
+    else:
+        answer["reasoning_content"] = _text(item.content or item.summary)
+
+
+def _text(content: str | Sequence[ContentPart | ReasoningPart]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def response_error(error: ApiError) -> dict[str, Any]:
+    """Return the event of an error that breaks a streamed reply off."""
+    return {"type": "error", "code": error.code, "message": str(error), "param": error.param}
+
+
+class _ResponseWriter:
+    """Writes the object of one reply, as it is begun and as it has ended."""
+
+    def __init__(self, reply: GrowingReply, request: ResponsesRequest) -> None:
+        self._reply = reply
+        self._request = request
+        self._id = f"resp_{token_hex(12)}"
+        self._created = int(time.time())
+
+    def write(self, items: Sequence[Event] = (), reason: Reason | None = None) -> dict[str, Any]:
+        request = self._request
+        is_cut = reason == "length"
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": "in_progress" if reason is None else "incomplete" if is_cut else "completed",
+            "model": self._reply.model.name,
+            "output": list(items),
+            "error": None,
+            "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+            "instructions": request.instructions,
+            "max_output_tokens": request.max_output_tokens,
+            "metadata": dict(request.metadata or {}),
+            "parallel_tool_calls": request.parallel_tool_calls is not False,
+            "previous_response_id": None,
+            "store": False,
+            "temperature": request.temperature,
+            "text": {"format": {"type": "text"}},
+            "tool_choice": request.tool_choice or "auto",
+            "tools": [tool.model_dump() for tool in request.tools or ()],
+            "top_p": request.top_p,
+            "usage": None if reason is None else self._usage(),
+        }
+
+    def _usage(self) -> dict[str, Any]:
+        read, written = self._reply.num_prompt_tokens, self._reply.num_tokens
+        return {
+            "input_tokens": read,
+            "input_tokens_details": {"cached_tokens": 0},  # clients want both, and neither is counted
+            "output_tokens": written,
+            "output_tokens_details": {"reasoning_tokens": 0},
+            "total_tokens": read + written,
+        }
+
+
+def _item(piece: AnswerPiece, name: str, status: str = "completed") -> Event:
+    """Return the item of a block; `name`: its id without the prefix of its kind."""
+    if isinstance(piece, ThoughtPiece):
+        content = [_part(piece)] if piece.text else []
+        return {"id": f"rs_{name}", "type": "reasoning", "summary": [], "content": content, "status": status}
+    if isinstance(piece, CallPiece):
+        call = {"call_id": piece.id, "name": piece.name, "arguments": piece.arguments}
+        return {"id": f"fc_{name}", "type": "function_call", **call, "status": status}
+    content = [_part(piece)] if piece.text else []
+    message = {"role": "assistant", "content": content, "status": status}
+    return {"id": f"msg_{name}", "type": "message", **message}
+
+
+def _part(piece: ThoughtPiece | TextPiece) -> Event:
+    if isinstance(piece, ThoughtPiece):
+        return {"type": "reasoning_text", "text": piece.text}
+    return {"type": "output_text", "text": piece.text, "annotations": [], "logprobs": []}
+
+
+async def whole_response(reply: GrowingReply, request: ResponsesRequest) -> dict[str, Any]:
+    """Return a whole reply."""
+    pieces: list[AnswerPiece] = []
+    reason: Reason | None = None
+    async for written in reply:
+        pieces += written.pieces
+        reason = written.reason
+    items = [_item(piece, token_hex(12)) for piece in merged(pieces)]
+    return _ResponseWriter(reply, request).write(items, reason)
+
+
+class _ItemEvents(BlockEvents):
+    """Writes the events of a reply's items."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[Event] = []
+        self._name = ""
+
+    def begin(self, index: int, piece: AnswerPiece) -> list[Event]:
+        self._name = token_hex(12)
+        if isinstance(piece, CallPiece):
+            empty = CallPiece(piece.index, piece.id, piece.name, "")
+            return [self._added(index, empty)]
+        start = type(piece)("")
+        place = self._place(index, start)
+        return [
+            self._added(index, start),
+            {"type": "response.content_part.added", **place, "part": _part(start)},
+        ]
+
+    def _added(self, index: int, empty: AnswerPiece) -> Event:
+        item = _item(empty, self._name, "in_progress")
+        return {"type": "response.output_item.added", "output_index": index, "item": item}
+
+    def _place(self, index: int, piece: AnswerPiece) -> Event:
+        place = {"item_id": _item(piece, self._name)["id"], "output_index": index}
+        return place if isinstance(piece, CallPiece) else {**place, "content_index": 0}
+
+    def go_on(self, index: int, piece: AnswerPiece) -> list[Event]:
+        place = self._place(index, piece)
+        if isinstance(piece, ThoughtPiece):
+            return [{"type": "response.reasoning_text.delta", **place, "delta": piece.text}]
+        if isinstance(piece, TextPiece):
+            return [{"type": "response.output_text.delta", **place, "delta": piece.text, "logprobs": []}]
+        return [{"type": "response.function_call_arguments.delta", **place, "delta": piece.arguments}]
+
+    def end(self, index: int, block: AnswerPiece) -> list[Event]:
+        place, item = self._place(index, block), _item(block, self._name)
+        self.items.append(item)
+        done = {"type": "response.output_item.done", "output_index": index, "item": item}
+        if isinstance(block, CallPiece):
+            whole = {"name": block.name, "arguments": block.arguments}
+            return [{"type": "response.function_call_arguments.done", **place, **whole}, done]
+        more: Event = {} if isinstance(block, ThoughtPiece) else {"logprobs": []}
+        kind = "reasoning_text" if isinstance(block, ThoughtPiece) else "output_text"
+        return [
+            {"type": f"response.{kind}.done", **place, "text": block.text, **more},
+            {"type": "response.content_part.done", **place, "part": _part(block)},
+            done,
+        ]
+
+
+async def response_events(reply: GrowingReply, request: ResponsesRequest) -> AsyncIterator[Event]:
+    """Yield the events of a streamed reply, numbered."""
+    number = 0
+    async for event in _events(reply, request):
+        yield {**event, "sequence_number": number}
+        number += 1
+
+
+async def _events(reply: GrowingReply, request: ResponsesRequest) -> AsyncIterator[Event]:
+    writer, items = _ResponseWriter(reply, request), _ItemEvents()
+    for kind in ("created", "in_progress"):
+        yield {"type": f"response.{kind}", "response": writer.write()}
+    reason: Reason | None = None
+    async for written in reply:
+        for event in items.add(written.pieces):
+            yield event
+        reason = written.reason
+    for event in items.finish():
+        yield event
+    whole = writer.write(items.items, reason)
+    yield {"type": f"response.{whole['status']}", "response": whole}
