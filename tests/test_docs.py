@@ -519,7 +519,6 @@ def break_off(desk: Path) -> None:
 
 def flip_state(desk: Path) -> None:
     make_run(desk)
-    shutil.rmtree(desk / "runs" / "mine" / "checkpoints" / "step-000001")  # the one before
     path = desk / "runs" / "mine" / "checkpoints" / "step-000002" / "state.pt"
     content = path.read_bytes()
     path.write_bytes(content[:-100] + bytes([content[-100] ^ 1]) + content[-99:])
