@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glmtune.cli.console import PATH, fail_on, leave_group, program
-from glmtune.cli.launch import is_to_launch, naming_ended_process, nproc_option, run_in_processes
+from glmtune.cli.launch import launching, naming_ended_process, nproc_option
 from glmtune.cli.plan import look_ahead, page_lines
 from glmtune.log import is_main_process
 
@@ -28,15 +28,8 @@ if TYPE_CHECKING:
     is_flag=True,
     help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
-@nproc_option
-def train(
-    words: tuple[str, ...],
-    resume: bool,
-    dry_run: bool,
-    force: bool,
-    fail_on_forgetting: bool,
-    nproc: int | None,
-) -> None:
+@nproc_option(callback=launching, expose_value=False)
+def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail_on_forgetting: bool) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
 
     \b
@@ -58,9 +51,6 @@ def train(
     from glmtune.run_files import RESULT_FILE
     from glmtune.workflows.early import training_recipe
 
-    if is_to_launch(nproc):
-        run_in_processes(nproc or 1)
-        return
     has_source = bool(words) and "=" not in words[0]
     if resume and not has_source and not any(word.startswith("model=") for word in words):
         runs = newest_runs_hint()
