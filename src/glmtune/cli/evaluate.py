@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--tasks", metavar="NAME,...", help="Run tasks of lm-eval instead, such as arc_easy.")
 @click.option("--include-path", type=PATH, help="With --tasks: a folder with tasks of your own.")
 @click.option("--num-fewshot", type=int, help="With --tasks: examples in front; else as the task has it.")
-@nproc_option
+@nproc_option()
 @click.option("--limit", type=float, help="With --tasks: so many examples of each, below 1 a share.")
 def evaluate(
     path: Path,
@@ -73,12 +73,7 @@ def evaluate(
     from glmtune.workflows.early import recipe_for
 
     if is_to_launch(nproc):
-        if general or tasks:
-            other = "--general" if general else "--tasks"
-            raise ConfigError(
-                f"--nproc: {nproc}, but {other} is measured by one process", hint="leave --nproc out"
-            )
-        run_in_processes(nproc or 1)
+        _launch(nproc or 1, "--general" if general else "--tasks" if tasks else "")
         return
     named = {
         "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
@@ -101,6 +96,14 @@ def evaluate(
         )
     _require_tasks(asking)
     _score(recipe, against, as_json=as_json)
+
+
+def _launch(number: int, other: str) -> None:
+    """Answer in so many processes. Raises `ConfigError` for another measurement than that of answers."""
+    if other:
+        problem = f"--nproc: {number}, but {other} is measured by one process"
+        raise ConfigError(problem, hint="leave --nproc out")
+    run_in_processes(number)
 
 
 def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import IO
 
@@ -31,17 +32,30 @@ _INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 _LOST = ("by peer", "Timed out", "timed out", "Broken pipe")
 """Parts of torch's errors about another process: its class is RuntimeError, and no narrower one."""
 
-nproc_option = click.option(
+nproc_option = partial(
+    click.option,
     "--nproc",
     type=click.IntRange(min=1),
     metavar="N",
     help="Share the work over N processes of this machine, each with a card of its own if there are cards.",
 )
+"""The option of verbs that can run in several processes; with `launching` as its callback it runs them."""
 
 
 def is_to_launch(number: int | None) -> bool:
     """Return True if this is the command that was typed, and it asks for several processes."""
     return number is not None and number > 1 and LAUNCHED not in os.environ
+
+
+def launching(context: click.Context, _: click.Parameter, number: int | None) -> int | None:
+    """Run the command in as many processes as `--nproc` says, instead of in this one; else return it.
+
+    A run that `--detach` starts does so itself.
+    """
+    if number and is_to_launch(number) and not context.params.get("detach"):
+        run_in_processes(number)
+        context.exit()
+    return number
 
 
 def run_in_processes(number: int) -> None:

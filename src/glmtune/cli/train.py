@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glmtune.cli.console import PATH, fail_on, leave_group, program
-from glmtune.cli.launch import is_to_launch, naming_ended_process, nproc_option, run_in_processes
+from glmtune.cli.launch import launching, naming_ended_process, nproc_option
 from glmtune.cli.plan import look_ahead, page_lines
 from glmtune.log import is_main_process
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option(
     "--detach",
     is_flag=True,
+    is_eager=True,  # known before --nproc starts processes
     help="Train in the background, from the first step on; `glmtune logs RUN -f` shows its lines.",
 )
 @click.option(
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
-@nproc_option
+@nproc_option(callback=launching)
 def train(
     words: tuple[str, ...],
     resume: bool,
@@ -62,24 +63,9 @@ def train(
     """
     from glmtune.errors import ConfigError
     from glmtune.files import read_json_if_there
-    from glmtune.locations import newest_runs_hint
     from glmtune.run_files import RESULT_FILE
-    from glmtune.workflows.early import training_recipe
 
-    if is_to_launch(nproc) and not detach:
-        run_in_processes(nproc or 1)
-        return
-    has_source = bool(words) and "=" not in words[0]
-    if resume and not has_source and not any(word.startswith("model=") for word in words):
-        runs = newest_runs_hint()
-        raise ConfigError(
-            "--resume: no run named",
-            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
-        )
-    if has_source:
-        recipe = training_recipe(PATH.convert(words[0], None, None), words[1:])
-    else:
-        recipe = training_recipe({}, words)
+    recipe = _recipe_of(words, resume=resume)
     if fail_on_forgetting and recipe.retain.report == "off":
         raise ConfigError(
             "--fail-on-forgetting: retain.report=off, so nothing is measured",
@@ -103,6 +89,29 @@ def train(
         if fail_on_forgetting:
             fail_on(verdict)
         return
+    _show_outlook(recipe, resume=resume, force=force)
+
+
+def _recipe_of(words: tuple[str, ...], *, resume: bool) -> "Recipe":
+    """Return the recipe that the words name. Raises `ConfigError` for a run to resume that none names."""
+    from glmtune.errors import ConfigError
+    from glmtune.locations import newest_runs_hint
+    from glmtune.workflows.early import training_recipe
+
+    has_source = bool(words) and "=" not in words[0]
+    if resume and not has_source and not any(word.startswith("model=") for word in words):
+        runs = newest_runs_hint()
+        raise ConfigError(
+            "--resume: no run named",
+            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
+        )
+    if has_source:
+        return training_recipe(PATH.convert(words[0], None, None), words[1:])
+    return training_recipe({}, words)
+
+
+def _show_outlook(recipe: "Recipe", *, resume: bool, force: bool) -> None:
+    """Print what the run takes; raise what training would refuse it with."""
     outlook = look_ahead(recipe, resume=resume, begins=True)
     if is_main_process():
         for line in ("", *page_lines(outlook)):

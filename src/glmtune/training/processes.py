@@ -148,6 +148,11 @@ class Processes:
         if self._root is not None and not self._is_joined:
             sharding.settle(self._root)
 
+    def trained(self, module: nn.Module) -> list[nn.Parameter]:
+        """Return the weights of a module that are trained, as the optimizer has them."""
+        self.settle()
+        return [p for p in module.parameters() if p.requires_grad]
+
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return an optimizer's state with whole tensors, in the first process; all must call it."""
         state: dict[str, Any] = optimizer.state_dict()

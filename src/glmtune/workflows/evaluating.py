@@ -1,6 +1,6 @@
 """Generate an answer to each test row and score it against its reference."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from glmtune.evaluation.against import compare_scores, read_predictions
 from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
 from glmtune.evaluation.predictions import (
     PREDICTIONS_FILE,
+    Prediction,
     PredictionFile,
     PredictionPart,
     predict,
@@ -83,16 +84,7 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
         answers = predict(
             model, tokenizer, own, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
-        done = total - len(todo)
-        yield Working("answering")
-        try:
-            for prediction in answers:
-                file.add(prediction)
-                done += 1
-                yield Answered(done + file.count_parts(), total)
-        except KeyboardInterrupt:
-            saved = f"{done + file.count_parts()} of {total} answers are kept in {folder}"
-            raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
+        yield from _keep(answers, file, done=total - len(todo), total=total)
         team.wait()  # until all answers are there
         file.record(PEAK, max(meter.gib_of("evaluation")[0], file.settings.get(PEAK, 0.0)))
     if isinstance(file, PredictionPart):
@@ -110,6 +102,21 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     if recipe.output is None and location.run:
         yield renew_report(location.run)  # which shows the scores of the run's own folder
     return RunResult(folder, {}, scores)
+
+
+def _keep(
+    answers: Iterable[Prediction], file: PredictionFile | PredictionPart, *, done: int, total: int
+) -> Generator[Event, None, None]:
+    """Write each answer as it finishes. Raises `Interrupted` with the number of those that are kept."""
+    yield Working("answering")
+    try:
+        for prediction in answers:
+            file.add(prediction)
+            done += 1
+            yield Answered(done + file.count_parts(), total)
+    except KeyboardInterrupt:
+        saved = f"{done + file.count_parts()} of {total} answers are kept in {file.path}"
+        raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
 
 
 def _open_predictions(

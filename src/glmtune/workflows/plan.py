@@ -131,9 +131,7 @@ def planning(
     if not begins and not location.folder.has_weights:
         suppose_weights(location.folder)
     find_optimizer(recipe.train)  # a missing package is an error now, not after minutes of loading
-    processes = start_processes(recipe.device, recipe.distributed)
-    if begins:
-        require_processes(processes)
+    processes = start_processes(recipe.device, recipe.distributed, begins=begins)
     # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
     recipe, split = with_ratio(recipe, tokenizer), rows or read_and_split(recipe.data)
@@ -180,10 +178,11 @@ def require_able(location: Location, method: Method, quant: str | None) -> None:
     require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 
 
-def start_processes(device: str, engine: EngineSettings) -> Processes:
+def start_processes(device: str, engine: EngineSettings, *, begins: bool = True) -> Processes:
     """Return the processes that were started together, for an engine.
 
-    Raises `ConfigError` for one fixed card (`cuda:1`).
+    Raises `ConfigError` for one fixed card (`cuda:1`), and for a run that begins in a single process whose
+    engine shares weights.
     """
     if device == BALANCED:
         raise ConfigError(
@@ -195,17 +194,13 @@ def start_processes(device: str, engine: EngineSettings) -> Processes:
             f"device: {device}: training takes auto, cpu or cuda",
             hint=f"choose the card outside: `CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...`",
         )
-    return Processes(resolve_device(device), engine=engine)
-
-
-def require_processes(processes: Processes) -> None:
-    """Raise `ConfigError` for a single process whose engine shares weights with others."""
-    engine = processes.engine
-    if processes.number == 1 and engine.shares_weights:
+    processes = Processes(resolve_device(device), engine=engine)
+    if begins and processes.number == 1 and engine.shares_weights:
         raise ConfigError(
             f"distributed.name: {engine.name}, but this is one process, with none to share weights with",
             hint="several: `glmtune train ... --nproc 2`; one: distributed=ddp",
         )
+    return processes
 
 
 def share_rows(
