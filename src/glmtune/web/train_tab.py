@@ -55,10 +55,9 @@ class TrainTab:
             timed = gr.Checkbox(label=words("with_time"), elem_classes="gt-timed")
             check = gr.Button(words("check"), elem_classes="gt-check")
             begin = gr.Button(words("start"), variant="primary", interactive=False, elem_classes="gt-begin")
-        command = gr.Code(
-            label=words("command"), language="shell", interactive=False, elem_classes="gt-command"
-        )
-        recipe = gr.Code(label=words("recipe"), language="yaml", interactive=False, elem_classes="gt-recipe")
+        shown: dict[str, Any] = {"interactive": False, "buttons": ["copy"]}  # Any: arguments of Textbox
+        command = gr.Textbox("", label=words("command"), lines=1, elem_classes="gt-command", **shown)
+        recipe = gr.Textbox("", label=words("recipe"), lines=8, elem_classes="gt-recipe", **shown)
         planned = gr.State([])
         private: dict[str, Any] = {"api_visibility": "private"}  # Any: keyword arguments of a listener
         self._look.click(
