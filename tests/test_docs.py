@@ -51,8 +51,9 @@ LISTS = (
     "developing",
     "python",
     "how-glm-works",
+    "web",
 )
-"""Pages without commands to type: made by a program, or figures, links and Python."""
+"""Pages without commands to run here: made by a program, or figures, links and Python; the page that waits."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (
