@@ -53,7 +53,7 @@ LISTS = (
     "how-glm-works",
     "web",
 )
-"""Pages without commands to run here: made by a program, or figures, links and Python; the page that waits."""
+"""Pages without commands to run here: made by a program, or figures, links, Python; the page that waits."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (
