@@ -53,9 +53,10 @@ LISTS = (
     "how-glm-works",
     "runs",
     "serve",
+    "web",
 )
-"""Pages without commands to type: made by a program, or figures, links and Python; `serve` has a command that
-does not end, see tests/cli/test_serve.py."""
+"""Pages without commands to run here: made by a program, or figures, links and Python; `serve` and `web` have
+commands that do not end, see tests/cli/test_serve.py and tests/cli/test_web.py."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (

@@ -24,6 +24,8 @@ pytestmark = [
 PHONE, SCREEN = 390, 1440
 PATIENCE_MS = 120_000
 """Longest wait for anything on the page: a busy machine loads a model in a minute."""
+QUICK = ("retain.ratio=0", "retain.report=off", "samples.prompts=[]", "samples.built_in=false")
+"""Settings of a run that trains at once."""
 ENDLESS = "类型#裙*颜色#蓝色*风格#文艺*裙长#长裙"
 """glm-tiny's likeliest answer to it goes on for ever."""
 
@@ -159,6 +161,7 @@ def test_a_question_is_answered_stopped_retried_edited_and_cleared(visit: type[V
     [edited] = me.answers(1)
     me.choose(".gt-model", "glm-tiny")
     me.has("glm-tiny is ready")
+    me.page.get_by_label("single-turn").check()
     me.page.locator(".block.gt-temperature input[type=number]").wait_for()
     me.set(temperature=0, max_new_tokens=3000)
     me.ask(ENDLESS)
@@ -206,11 +209,14 @@ def test_a_run_is_planned_started_watched_by_two_stopped_and_gone_on_with(
     me.choose(".gt-train-model", "glm-tiny")
     me.page.locator(".gt-name input, .gt-name textarea").first.fill("first")
     me.page.locator(".gt-epochs input, .gt-epochs textarea").first.fill("30")
+    me.page.get_by_text("More settings").click()
+    me.page.locator(".gt-more textarea").fill("\n".join(QUICK))
     me.page.locator("button.gt-look").click()
     me.has("第 0 个回答</s>")
     me.page.locator("button.gt-check").click()
     me.has("It fits")
-    me.has("glmtune train model=glm-tiny")
+    command = me.page.locator(".gt-command textarea").input_value()
+    assert command.startswith("glmtune train model=glm-tiny data.train=uploads/mine.json method=lora")
     me.page.locator("button.gt-begin").click()
     me.has("is training")
     me.tab("Runs")

@@ -65,7 +65,7 @@ def test_an_unfinished_line_gets_one_to_type_and_the_runs_there_are(
 
 LED_ON = {
     "serve": "there is no server here yet: `glmtune chat RUN` talks",
-    "web": "vLLM serves what `glmtune export RUN --to hf",
+    "webui": "it is `glmtune web PATH`",
     "finetune": "it is `glmtune train model=MODEL data.train=FILE`",
     "infer": "`glmtune evaluate PATH --data FILE` a file of rows",
     "merge": "it is `glmtune export RUN --to merged`",

@@ -34,7 +34,8 @@ def draw_all(folder: Path) -> None:
         glmtune.train(
             model="glm-tiny",
             data={"train": ROWS},
-            train={"epochs": 7, "lr": 3e-3},
+            train={"epochs": 4, "lr": 3e-3},
+            samples={"prompts": ["类型#裙*颜色#蓝色*风格#文艺"], "built_in": False},
             output="runs/adverts",
         )
         opened = open_page(Site(port=0))

@@ -144,31 +144,31 @@ class ChatTab:
         opened = [self._status, *self._bots, *self._sampling]
 
         def then_answer(event: Any) -> None:  # Any: Gradio's Dependency
-            answer = event.then(self._answer, [*asked, *self._sampling], answered, **private)
+            answer = event.then(self.answer, [*asked, *self._sampling], answered, **private)
             # whatever has happened: nobody is left with a page that only stops
             ready = (gr.update(visible=True), gr.update(visible=False))
             answer.then(lambda: ready, None, [self._send, self._stop], show_progress="hidden", **private)
 
         typed = [self._question, self._exchanges]
         for begin in (self._question.submit, self._send.click):
-            then_answer(begin(self._take, typed, typed, **private))
+            then_answer(begin(self.take, typed, typed, **private))
         tuned = self._bots[0]
-        then_answer(tuned.retry(self._retry, [self._exchanges], [self._exchanges], **private))
-        then_answer(tuned.edit(self._edit, [self._exchanges], [self._exchanges], **private))
-        tuned.undo(self._undo, [self._exchanges], [*typed[::-1], *self._bots], **private)
+        then_answer(tuned.retry(self.retry, [self._exchanges], [self._exchanges], **private))
+        then_answer(tuned.edit(self.edit, [self._exchanges], [self._exchanges], **private))
+        tuned.undo(self.undo, [self._exchanges], [*typed[::-1], *self._bots], **private)
         for bot in self._bots:
             bot.clear(lambda: ([], [], [], ""), None, [*answered[:3], self._status], **private)
-        self._stop.click(self._halt, None, None, **private)
-        self._compare.change(self._show_base, [self._compare, self._exchanges], self._bots[1], **private)
+        self._stop.click(self.stop, None, None, **private)
+        self._compare.change(self.show_base, [self._compare, self._exchanges], self._bots[1], **private)
         self._model.focus(lambda: gr.update(choices=self._choices()), None, self._model, **private)
-        self._model.change(self._open, self._model, opened, **private)
-        page.load(self._open, self._model, opened, **private)
-        page.unload(self._leave)
+        self._model.change(self.open_model, self._model, opened, **private)
+        page.load(self.open_model, self._model, opened, **private)
+        page.unload(self.stop)
 
     def _choices(self) -> list[tuple[str, str]]:
         return offered(self._path, self._runs)
 
-    def _open(self, path: str) -> Iterator[list[Any]]:
+    def open_model(self, path: str) -> Iterator[list[Any]]:
         """Open the chosen model; show its own sampling settings."""
         words = self._words
         unchanged = [gr.skip()] * (len(self._bots) + len(self._sampling))
@@ -190,25 +190,28 @@ class ChatTab:
         numbers = [temperature, own.top_p, own.top_k, own.repetition_penalty, own.max_new_tokens]
         yield [lines(told), *labels, *numbers]
 
-    def _take(self, question: str, exchanges: Exchanges) -> tuple[str, Exchanges]:
+    def take(self, question: str, exchanges: Exchanges) -> tuple[str, Exchanges]:
         """Move what was typed into the conversation."""
         return "", [*exchanges, Exchange(question)] if question.strip() else exchanges
 
-    def _retry(self, exchanges: Exchanges, event: gr.RetryData) -> Exchanges:
+    def retry(self, exchanges: Exchanges, event: gr.RetryData) -> Exchanges:
+        """Ask a question again; what came after it is gone."""
         number = find_exchange(exchanges, 0, _index(event), self._words)
         return [*exchanges[:number], Exchange(exchanges[number].question)]
 
-    def _edit(self, exchanges: Exchanges, event: gr.EditData) -> Exchanges:
+    def edit(self, exchanges: Exchanges, event: gr.EditData) -> Exchanges:
+        """Ask a question as it was changed; what came after it is gone."""
         number = find_exchange(exchanges, 0, _index(event), self._words)
         return [*exchanges[:number], Exchange(as_typed(str(event.value)))]
 
-    def _undo(self, exchanges: Exchanges, event: gr.UndoData) -> list[Any]:
+    def undo(self, exchanges: Exchanges, event: gr.UndoData) -> list[Any]:
+        """Take a question and its answer back, to be typed anew."""
         number = find_exchange(exchanges, 0, _index(event), self._words)
         rest = exchanges[:number]
         shown = [bubbles(rest, side, self._words) for side in range(len(self._bots))]
         return [rest, exchanges[number].question, *shown]
 
-    def _answer(
+    def answer(
         self,
         request: gr.Request,
         exchanges: Exchanges,
@@ -269,16 +272,12 @@ class ChatTab:
                 answer.thought, answer.text = asking.thought, asking.text
                 if is_over:
                     answer.is_done, answer.remembered = True, asking.remembered
-                    answer.note = self._remark(asking)
+                    cut = self._words("cut", count=asking.longest) if asking.is_cut else ""
+                    answer.note = self._words("stopped") if asking.is_stopped else cut
                     going.remove(each)
             if time.perf_counter() - shown_at > SHOWN_EVERY_S:
                 shown_at = time.perf_counter()
                 yield self._shown(exchanges, is_running=True)
-
-    def _remark(self, asking: Asking) -> str:
-        if asking.is_stopped:
-            return self._words("stopped")
-        return self._words("cut", count=asking.longest) if asking.is_cut else ""
 
     def _shown(self, exchanges: Exchanges, *, is_running: bool, status: str | None = None) -> list[Any]:
         shown = [bubbles(exchanges, side, self._words) for side in range(len(self._bots))]
@@ -290,14 +289,12 @@ class ChatTab:
             gr.update(visible=is_running),
         ]
 
-    def _show_base(self, is_compared: bool, exchanges: Exchanges) -> Any:
+    def show_base(self, is_compared: bool, exchanges: Exchanges) -> Any:
+        """Show or hide the base beside the tuned model."""
         return gr.update(visible=is_compared, value=bubbles(exchanges, 1, self._words))
 
-    def _halt(self, request: gr.Request) -> None:
-        self._desk.stop(str(request.session_hash))
-
-    def _leave(self, request: gr.Request) -> None:
-        """Stop what a visitor who has closed the page still waits for."""
+    def stop(self, request: gr.Request) -> None:
+        """End what a visitor waits for: one who has pressed stop, or has closed the page."""
         self._desk.stop(str(request.session_hash))
 
     def _require_allowed(self, path: str) -> Opened:

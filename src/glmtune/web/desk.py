@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -276,13 +278,11 @@ class Asking:
             yield
 
     def _pieces(self) -> Iterator[str]:
-        written, is_ended = yield from shown_pieces(self._tokens(), self._opened.tokenizer)
+        parts = iter(partial(self._desk.next_tokens, self._stream), [])
+        tokens = chain.from_iterable(parts)
+        written, is_ended = yield from shown_pieces(tokens, self._opened.tokenizer)
         self.is_cut = not (is_ended or self._stream.is_stopped)
         self.remembered = self._opened.tokenizer.chat_format.remembered(written.strip())
-
-    def _tokens(self) -> Iterator[int]:
-        while tokens := self._desk.next_tokens(self._stream):
-            yield from tokens
 
 
 def _is_shared(location: Location) -> bool:

@@ -8,8 +8,8 @@ from itertools import count, groupby
 from pathlib import Path
 
 from glmtune.data.encode import encode_examples
+from glmtune.data.official import IGNORED
 from glmtune.data.reader import read_dataset
-from glmtune.data.row import TrainingRow
 from glmtune.errors import ConfigError
 from glmtune.files import read_bytes
 from glmtune.load import tokenizer_of
@@ -18,7 +18,6 @@ from glmtune.recipe.parse import read_values
 from glmtune.reports.texts import in_bytes, in_time
 from glmtune.run_files import make_folder, replacing
 from glmtune.strict import dump_yaml
-from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.web.words import Words
 from glmtune.workflows.early import run_folder, training_recipe
 from glmtune.workflows.events import Event, Note
@@ -29,8 +28,6 @@ from glmtune.workflows.rows import show_ids
 UPLOADS = "uploads"
 """Folder beside that of the runs that uploaded files are kept in: a run's recipe names its rows' file."""
 SHOWN_ROWS = 3
-IGNORED_LABEL = -100
-"""Label of a token that the loss leaves out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +69,9 @@ def words_of(form: Form, runs: Path) -> list[str]:
     named = form.name.strip() or run_folder(training_recipe({}, words)).name
     if Path(named).name != named:
         raise ConfigError(f"output: {named!r} is no name of a folder", hint="leave out slashes: my-first-run")
-    return [*words, f"output={_free_folder(runs, named)}"]
-
-
-def _free_folder(runs: Path, name: str) -> Path:
-    """Return the folder of a run's name, numbered if there is one."""
-    names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-    return next(runs / each for each in names if not (runs / each).exists())
+    numbered = (named if number == 1 else f"{named}-{number}" for number in count(1))
+    folder = next(runs / each for each in numbered if not (runs / each).exists())
+    return [*words, f"output={folder}"]
 
 
 def command_of(words: Sequence[str]) -> str:
@@ -132,15 +125,12 @@ def preview(words: Sequence[str]) -> Preview:
     tokenizer = tokenizer_of(location, template=recipe.template)
     encoded = encode_examples(tokenizer, dataset.examples[:SHOWN_ROWS], settings)
     notes = (*dataset.notes(), *dataset.warnings())
-    rows = [_pieces(tokenizer, row) for row in encoded.rows[:SHOWN_ROWS]]
+    rows = []
+    for row in encoded.rows[:SHOWN_ROWS]:
+        pairs = zip(row.input_ids.tolist(), row.labels.tolist(), strict=True)
+        parts = groupby(pairs, key=lambda pair: pair[1] != IGNORED)  # cut where learning begins and ends
+        rows.append([(show_ids(tokenizer, [i for i, _ in part]), learned) for learned, part in parts])
     return Preview(rows, len(dataset.examples), dataset.format, notes)
-
-
-def _pieces(tokenizer: Tokenizer, row: TrainingRow) -> list[tuple[str, bool]]:
-    """Return the text of a row, cut where learning begins and ends."""
-    pairs = zip(row.input_ids.tolist(), row.labels.tolist(), strict=True)
-    parts = groupby(pairs, key=lambda pair: pair[1] != IGNORED_LABEL)
-    return [(show_ids(tokenizer, [token for token, _ in part]), learned) for learned, part in parts]
 
 
 def look_ahead(words: Sequence[str], *, is_timed: bool) -> tuple[Outlook, list[str]]:

@@ -1,6 +1,6 @@
 """The tab to watch runs in, live and finished, alone and side by side; stops them and goes on with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,16 @@ class RunsTab:
         timer = gr.Timer(REFRESH_S, active=False)
         private: dict[str, Any] = {"api_visibility": "private"}  # Any: keyword arguments of a listener
         shown = ([self._chosen, self._before], [state, report, self._before])
-        timer.tick(self._look, *shown, show_progress="hidden", **private)
-        self._chosen.change(self._look, *shown, show_progress="hidden", **private)
-        self._chosen.focus(self._update_names, None, self._chosen, **private)
-        page.load(self._first, self._chosen, self._chosen, **private)
-        tab.select(self._first, self._chosen, self._chosen, **private)
+        timer.tick(self.look, *shown, show_progress="hidden", **private)
+        self._chosen.change(self.look, *shown, show_progress="hidden", **private)
+        self._chosen.focus(self.update_names, None, self._chosen, **private)
+        page.load(self.choose_first, self._chosen, self._chosen, **private)
+        tab.select(self.choose_first, self._chosen, self._chosen, **private)
         tab.select(lambda: gr.Timer(active=True), None, timer, **private)
-        talk.click(self._talk, self._chosen, [self._said, model, tabs], **private)
+        talk.click(self.talk_to, self._chosen, [self._said, model, tabs], **private)
         if not self._is_public:
-            stop_button.click(self._stop, self._chosen, self._said, **private)
-            go_on.click(self._go_on, self._chosen, self._said, **private)
+            stop_button.click(self.stop_run, self._chosen, self._said, **private)
+            go_on.click(self.go_on, self._chosen, self._said, **private)
         return self._chosen
 
     def _names(self) -> list[tuple[str, str]]:
@@ -70,15 +70,16 @@ class RunsTab:
         live = [str(state.folder) for state in find_live(self._runs)] if self._runs.is_dir() else []
         return [(str(Path(path).relative_to(self._runs)), path) for path in dict.fromkeys([*live, *paths])]
 
-    def _update_names(self) -> Any:
+    def update_names(self) -> Any:
+        """Return the list of runs as it is now."""
         return gr.update(choices=self._names())
 
-    def _first(self, chosen: list[str]) -> Any:
+    def choose_first(self, chosen: list[str]) -> Any:
         """Choose the run that is training, else the newest, if none is chosen."""
         names = self._names()
         return gr.update(choices=names, value=chosen or [path for _, path in names[:1]])
 
-    def _look(self, chosen: list[str], before: tuple[str, str]) -> tuple[Any, Any, tuple[str, str]]:
+    def look(self, chosen: list[str], before: tuple[str, str]) -> tuple[Any, Any, tuple[str, str]]:
         """Show the chosen runs; what has not changed stays as it is, with its folds and its scroll bars."""
         words, folder = self._words, self._runs.resolve()
         chosen = [path for path in chosen if Path(path).resolve().is_relative_to(folder)]
@@ -90,7 +91,7 @@ class RunsTab:
         updates = [gr.skip() if new == old else new for new, old in zip(found, before, strict=True)]
         return updates[0], updates[1], found
 
-    def _talk(self, chosen: list[str]) -> tuple[Any, Any, Any]:
+    def talk_to(self, chosen: list[str]) -> tuple[Any, Any, Any]:
         """Open the chosen run to talk to."""
         if len(chosen) != 1:
             return lines([self._words("one_run")], "error"), gr.skip(), gr.skip()
@@ -99,22 +100,17 @@ class RunsTab:
             return lines([self._words("no_checkpoint")], "error"), gr.skip(), gr.skip()
         return "", gr.update(choices=known, value=chosen[0]), gr.Tabs(selected="chat")
 
-    def _stop(self, chosen: list[str]) -> str:
-        def stop_it(path: str) -> str:
-            return lines([self._words("stop_asked", name=stop(path).folder.name)])
-
-        return self._for_one(chosen, stop_it)
-
-    def _for_one(self, chosen: list[str], act: Callable[[str], str]) -> str:
-        """Act on the one chosen run; return what there is to say."""
+    def stop_run(self, chosen: list[str]) -> str:
+        """Ask the one chosen run to save itself and end."""
         if len(chosen) != 1:
             return lines([self._words("one_run")], "error")
         try:
-            return act(chosen[0])
+            return lines([self._words("stop_asked", name=stop(chosen[0]).folder.name)])
         except GlmtuneError as err:
             return error_lines(err, self._words)
 
-    def _go_on(self, chosen: list[str]) -> Iterator[str]:
+    def go_on(self, chosen: list[str]) -> Iterator[str]:
+        """Continue the one chosen run from its last checkpoint."""
         if len(chosen) != 1:
             yield lines([self._words("one_run")], "error")
             return

@@ -55,22 +55,21 @@ class TrainTab:
             timed = gr.Checkbox(label=words("with_time"), elem_classes="gt-timed")
             check = gr.Button(words("check"), elem_classes="gt-check")
             begin = gr.Button(words("start"), variant="primary", interactive=False, elem_classes="gt-begin")
-        command = gr.Code(
-            label=words("command"), language="shell", interactive=False, elem_classes="gt-command"
-        )
-        recipe = gr.Code(label=words("recipe"), language="yaml", interactive=False, elem_classes="gt-recipe")
+        shown: dict[str, Any] = {"interactive": False, "buttons": ["copy"]}  # Any: arguments of Textbox
+        command = gr.Textbox("", label=words("command"), lines=1, elem_classes="gt-command", **shown)
+        recipe = gr.Textbox("", label=words("recipe"), lines=8, elem_classes="gt-recipe", **shown)
         planned = gr.State([])
         private: dict[str, Any] = {"api_visibility": "private"}  # Any: keyword arguments of a listener
         self._look.click(
-            self._preview, inputs, [self._rows_seen, fields["rows"], fields["upload"]], **private
+            self.show_rows, inputs, [self._rows_seen, fields["rows"], fields["upload"]], **private
         )
         checked = [self._said, command, recipe, planned, begin, fields["rows"], fields["upload"]]
-        check.click(self._check, [timed, *inputs], checked, **private)
+        check.click(self.check, [timed, *inputs], checked, **private)
         for name, field in fields.items():
             if name != "upload":  # it is emptied once its file is kept
                 field.input(lambda: ([], gr.update(interactive=False)), None, [planned, begin], **private)
         fields["upload"].upload(lambda: ([], gr.update(interactive=False)), None, [planned, begin], **private)
-        begin.click(self._start, [planned, *inputs], [self._said, begin, runs], **private)
+        begin.click(self.begin, planned, [self._said, begin, runs], **private)
 
     def _lay_out_rows(self) -> dict[str, Any]:
         words = self._words
@@ -147,7 +146,8 @@ class TrainTab:
             fields["rows"] = str(keep_upload(upload, self._runs))
         return words_of(Form(**{name: value or "" for name, value in fields.items()}), self._runs)
 
-    def _preview(self, *values: Any) -> list[Any]:
+    def show_rows(self, *values: Any) -> list[Any]:  # Any: values and updates of Gradio's components
+        """Show the first rows of the form's file as the model will see them."""
         words = self._words
         try:
             command = self._words_of(values)
@@ -164,7 +164,7 @@ class TrainTab:
         shown = "".join(f'<div class="gt-row">{row}</div>' for row in rows)
         return [lines([head]) + shown + lines(seen.notes, "warning"), *_as_kept(command)]
 
-    def _check(self, is_timed: bool, *values: Any) -> Iterator[list[Any]]:
+    def check(self, is_timed: bool, *values: Any) -> Iterator[list[Any]]:  # Any: as above
         """Show the plan of the form and its command; the start button works if the run fits."""
         words = self._words
         disabled = gr.update(interactive=False)
@@ -183,7 +183,7 @@ class TrainTab:
         begin = gr.update(interactive=fits)
         yield [told, command_of(command), recipe, command if fits else [], begin, *_as_kept(command)]
 
-    def _start(self, planned: list[str], *values: Any) -> Iterator[list[Any]]:
+    def begin(self, planned: list[str]) -> Iterator[list[Any]]:
         """Start the planned run; the form is as it was planned, for a change takes the plan away."""
         words = self._words
         if not planned:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,11 @@ def test_the_plan_says_in_both_languages_whether_it_fits(tmp_path: Path, rows: P
     assert plan_lines(outlook, EN)[0].startswith("It fits")
     assert plan_lines(outlook, Words("zh"))[0].startswith("放得下")
     assert "4.00 epochs" in plan_lines(outlook, EN)[1]
-    assert isinstance(warned, list)
+    assert not [text for text in warned if "memory" in text]
+    for override, key in (("quant=int4", "With these settings it does"), ("", "does not fit")):
+        here = replace(outlook.here, fits=False, override=override, hint="take a smaller model")
+        line = plan_lines(replace(outlook, here=here), EN)[0]
+        assert key in line and (override or "take a smaller model") in line
 
 
 def test_a_run_s_texts_are_escaped_where_they_are_shown(tmp_path: Path) -> None:
