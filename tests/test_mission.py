@@ -208,8 +208,9 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "troubleshooting.md#the-validation-file-is-the-training-file",
     ),
     "S2-02": (
-        "the chat on one of several cards",
+        "the chat on one of several cards; a container",
         "from-the-tutorials/2-ptuning-or-lora.md#what-it-types-what-you-type",
+        "serve.md#in-a-container",
     ),
     "S2-03": (
         "the words of its terminal chat",
@@ -467,7 +468,6 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 MISSING = {
     "S0-03": "a knowledge base",
     "S0-14": "a web page",
-    "S2-02": "a container",
     "S4-05": "a web page",
     "S4-13": "a web page",
     "S4-14": "DeepSpeed",
