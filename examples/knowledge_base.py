@@ -104,6 +104,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="a name that /v1/models lists; the first one if left out")
     parser.add_argument("--passages", type=int, default=3)
     chosen = parser.parse_args(words)
+    jieba.setLogLevel("WARNING")  # it tells on stderr how it loads its words
     retriever = build_retriever(chosen.files, chosen.passages)
     key = os.environ.get("GLMTUNE_API_KEY", "none")
     try:

@@ -51,6 +51,7 @@ LISTS = (
     "developing",
     "python",
     "how-glm-works",
+    "runs",
     "serve",
 )
 """Pages without commands to type: made by a program, or figures, links and Python; `serve` has a command that

@@ -28,7 +28,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "generations.md#the-claims-of-chatglm2-6b",
     ),
     "S0-03": (
-        "chat, later turns and other knowledge are lost: warned of, measured, and held by replay",
+        "chat, later turns and other knowledge are lost: warned of, measured, replayed; a knowledge base",
         "unit/workflows/test_forgetting.py::test_a_plan_like_one_that_lost_chat_is_warned_of",
         "invariants/test_retention.py::test_figures_are_those_of_both_models_run_row_by_row",
         "invariants/test_replay.py::test_answers_of_an_earlier_run_are_taken",
@@ -36,6 +36,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "unit/data/test_mixture.py::test_a_ratio_is_a_part_of_the_whole_and_the_others_share_the_rest",
         "data.md#shares-of-an-epoch",
         "troubleshooting.md#ordinary-chat-is-lost",
+        "unit/serve/test_knowledge_base.py::test_the_model_reads_the_passages_and_its_answer_is_shown",
+        "knowledge-base.md#ask",
     ),
     "S0-04": (
         "memory on one card and two; larger batches at an equal product",
@@ -93,7 +95,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "unit/models/test_prefix.py::test_on_a_half_base_the_prefix_stays_in_fp32_and_the_logits_in_half",
     ),
     "S0-14": (
-        "talking to the tuned model; that single questions tune the first turn alone",
+        "talking to the tuned model on a page; that single questions tune the first turn alone",
+        "test_web_in_a_browser.py::test_a_question_is_answered_stopped_retried_edited_and_cleared",
         "unit/migration/test_recipes.py::test_the_web_demo_becomes_a_command_and_no_file",
         "troubleshooting.md#later-turns-are-ignored",
     ),
@@ -370,7 +373,10 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "quickstart.md#1-install",
     ),
     "S4-05": (
-        "from Python and in the terminal",
+        "from Python, in the terminal, and on a page: Gradio's, Streamlit's and the public link",
+        "test_web_in_a_browser.py::test_a_question_is_answered_stopped_retried_edited_and_cleared",
+        "cli/test_web.py::test_a_public_page_answers_and_shows_but_starts_and_stops_nothing",
+        "web.md#chat",
         "unit/models/test_integration.py::test_auto_classes_open_an_official_folder_without_remote_code",
         "cli/test_chat_terminal.py::test_lines_are_edited_pasted_found_again_and_left",
     ),
@@ -415,7 +421,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "cli/test_verbs.py::test_evaluation_scores_and_goes_on_where_it_was_stopped",
     ),
     "S4-13": (
-        "one prompt before and after, in the terminal and as a picture",
+        "one prompt before and after, in the terminal, on a page and as a picture",
+        "test_web_in_a_browser.py::test_base_and_tuned_model_answer_one_prompt_side_by_side",
         "unit/report/test_card.py::test_the_card_has_answers_scores_time_memory_and_versions",
         "test_tutorials.py::test_write_up_4_adverts_by_p_tuning_alpaca_on_int8_and_every_weight",
     ),
@@ -466,10 +473,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 """By ID: the demand in our words, then what shows it: `file::test` of tests/ or `page#anchor` of docs/."""
 
 MISSING = {
-    "S0-03": "a knowledge base",
     "S0-14": "a web page",
-    "S4-05": "a web page",
-    "S4-13": "a web page",
     "S4-14": "DeepSpeed",
 }
 """Parts of a demand that nothing shows yet; docs/from-the-tutorials says so to its readers."""

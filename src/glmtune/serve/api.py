@@ -1,6 +1,6 @@
 """The HTTP interface: routes, the reading of bodies, errors in the form of the interface."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -69,7 +69,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def refuse_field(request: Request, error: RequestValidationError) -> Response:
-        return error_response(_field_error(error.errors()), request.url.path)
+        return error_response(_field_error(error.errors(), error.body), request.url.path)
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
@@ -79,10 +79,11 @@ def _answer_errors(app: FastAPI) -> None:
         )
 
 
-def _field_error(errors: Sequence[dict[str, Any]]) -> ApiError:
-    """Return the error for the first field that is wrong."""
-    first = errors[0]
-    place = [str(part) for part in first["loc"] if part != "body"]
+def _field_error(errors: Sequence[dict[str, Any]], body: object) -> ApiError:
+    """Return the error for the field that is wrong."""
+    # a value of several allowed forms has an error for each: the one that got furthest tells most
+    first = max(errors, key=lambda error: len(_place(error, body)))
+    place = _place(first, body)
     if first["type"] == "json_invalid":
         return ApiError(
             400, f"the body is no JSON that is read here: {first['ctx']['error']}", code="invalid_json"
@@ -92,6 +93,19 @@ def _field_error(errors: Sequence[dict[str, Any]]) -> ApiError:
         return ApiError(400, f"{param}: not supported here", param=param, code="unsupported_parameter")
     where = f"{param}: " if param else "the body: "
     return ApiError(400, f"{where}{first['msg']}", param=param, code="invalid_value")
+
+
+def _place(error: Mapping[str, Any], body: object) -> list[str]:
+    """Return the keys that lead to an error in the body, without pydantic's names of allowed forms."""
+    place, inner = [], body
+    for part in error["loc"][1:]:
+        if (isinstance(inner, Mapping) and part in inner) or (
+            isinstance(inner, list) and isinstance(part, int)
+        ):
+            place.append(str(part))
+            inner = inner[part]
+    # a field that is missing is no key of the body
+    return [*place, str(error["loc"][-1])] if error["type"] == "missing" else place
 
 
 def _openai_routes(service: Service) -> APIRouter:

@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
-        "messages.0.user.content",
+        "messages.0.content.0: .*image",
     ),
     "no length": ({"max_tokens": 0}, "max_tokens"),
     "too hot": ({"extra_body": {"temperature": 1.5}}, "temperature"),

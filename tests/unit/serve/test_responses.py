@@ -130,9 +130,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a schema": ({"text": {"format": {"type": "json_object"}}}, "text.format.type"),
     "an image": (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
-        "input",
+        "input.0.content.0.type: Input should be",
     ),
-    "an item of another kind": ({"input": [{"type": "item_reference", "id": "x"}]}, "input"),
+    "an item of another kind": (
+        {"input": [{"type": "item_reference", "id": "x"}]},
+        "input.0: .*item_reference",
+    ),
 }
 
 
