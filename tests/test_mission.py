@@ -211,8 +211,9 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "troubleshooting.md#the-validation-file-is-the-training-file",
     ),
     "S2-02": (
-        "the chat on one of several cards",
+        "the chat on one of several cards; a container",
         "from-the-tutorials/2-ptuning-or-lora.md#what-it-types-what-you-type",
+        "serve.md#in-a-container",
     ),
     "S2-03": (
         "the words of its terminal chat",
@@ -473,7 +474,6 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 
 MISSING = {
     "S0-14": "a web page",
-    "S2-02": "a container",
     "S4-14": "DeepSpeed",
 }
 """Parts of a demand that nothing shows yet; docs/from-the-tutorials says so to its readers."""
