@@ -43,6 +43,7 @@ GUIDES = (
     "report", "export", "migrate", "generations", "glm-tiny", "performance", "troubleshooting",
 )  # fmt: skip
 LISTS = (
+    "cluster",
     "settings",
     "results",
     "defaults",
