@@ -97,12 +97,11 @@ def chat(
     from glmtune.reports.recorded_run import has_one_round
 
     loading = {key: options.pop(key) for key in ("template", "dtype", "quant", "device", "strength")}
-    strength = loading["strength"]
-    location = resolve(path, base=base, revision=revision, has_base=compare or strength != 1)
+    location = resolve(path, base=base, revision=revision, has_base=compare or loading["strength"] != 1)
     transcript = Transcript(history) if history else None
     tokenizer = tokenizer_of(location, template=loading["template"])
     taught = location.taught
-    name = _name(location.run or path, tokenizer.chat_format.title, strength)
+    name = _name(location.run or path, tokenizer.chat_format.title, loading["strength"])
     speakers = _load_speakers(
         location,
         base,

@@ -79,7 +79,8 @@ def run_in_processes(number: int) -> None:
         said[rank - 1].seek(0)
         click.echo(said[rank - 1].read().decode("utf-8", "replace"), err=True, nl=False)
     if code < 0:
-        click.echo(f"error: process {rank} was ended by {_signal_name(-code)}", err=True)
+        names = {each.value: each.name for each in signal.Signals}  # a realtime signal has none
+        click.echo(f"error: process {rank} was ended by {names.get(-code, f'signal {-code}')}", err=True)
         click.echo(
             "hint: the system's log names a process that it ended for its memory, as SIGKILL", err=True
         )
@@ -147,11 +148,6 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:
         failed |= {i: rank.returncode for i, rank in enumerate(ranks) if rank.returncode and i not in failed}
     # the first, but not one that ended because of another
     return min(failed.items(), key=lambda item: item[1] == PEER_ENDED, default=None)
-
-
-def _signal_name(number: int) -> str:
-    known = {each.value: each.name for each in signal.Signals}
-    return known.get(number, f"signal {number}")
 
 
 @contextmanager

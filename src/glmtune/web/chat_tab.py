@@ -12,7 +12,7 @@ from glmtune.reports.recorded_run import has_one_round
 from glmtune.web.desk import Asking, Desk, Opened
 from glmtune.web.markup import error_lines, lines
 from glmtune.web.offers import offered
-from glmtune.web.talks import Exchange, Written, as_typed, bubbles, find_exchange, messages_for
+from glmtune.web.talks import Exchange, ShownAnswer, as_typed, bubbles, find_exchange, messages_for
 from glmtune.web.words import Words
 
 SHOWN_EVERY_S = 0.05
@@ -262,7 +262,7 @@ class ChatTab:
 
     def _stream(self, exchanges: Exchanges, askings: list[Asking]) -> Iterator[list[Any]]:
         """Write the answers into the last exchange, all at once, as they come."""
-        answers = exchanges[-1].answers = [Written() for _ in askings]
+        answers = exchanges[-1].answers = [ShownAnswer() for _ in askings]
         going = [(asking, answer, iter(asking)) for asking, answer in zip(askings, answers, strict=True)]
         shown_at = time.perf_counter()
         while going:

@@ -15,7 +15,7 @@ ESCAPED = re.compile(rf"\\({MARKS.pattern})")
 
 
 @dataclass(slots=True)
-class Written:
+class ShownAnswer:
     """An answer as far as it has come."""
 
     thought: str = ""
@@ -32,7 +32,7 @@ class Exchange:
     """A question and the answers of those who were asked: the tuned model first, then its base."""
 
     question: str
-    answers: list[Written] = field(default_factory=list)
+    answers: list[ShownAnswer] = field(default_factory=list)
 
 
 def messages_for(

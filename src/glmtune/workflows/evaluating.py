@@ -65,7 +65,10 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     if dtype.computing != dtype.dtype:
         facts["dtype"] += f" computed in {dtype.computing_name}"
     team = Processes(resolve_device(recipe.device))
-    file, known = _open_predictions(folder, facts, team)
+    # the first process alone opens the folder; the others learn from it what is answered already
+    whole = PredictionFile(folder, facts) if team.is_main else None
+    asked, known = team.firsts((whole.settings, set(whole.done)) if whole else ({}, set()))
+    file = whole or PredictionPart(folder, team.rank, asked)
     todo = [row for row in test_rows.rows if row.index not in known]
     total = len(test_rows.rows)
     if len(todo) < total:
@@ -117,18 +120,6 @@ def _keep(
     except KeyboardInterrupt:
         saved = f"{done + file.count_parts()} of {total} answers are kept in {file.path}"
         raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
-
-
-def _open_predictions(
-    folder: Path, facts: dict[str, Any], team: Processes
-) -> tuple[PredictionFile | PredictionPart, set[int]]:
-    """Return the file for this process's answers, and the numbers of the rows that are answered already.
-
-    The first process alone opens the folder. Raises as `PredictionFile`.
-    """
-    file = PredictionFile(folder, facts) if team.is_main else None
-    settings, known = team.firsts((file.settings, set(file.done)) if file else ({}, set()))
-    return file or PredictionPart(folder, team.rank, settings), known
 
 
 def evaluation_folder(recipe: Recipe, location: Location, name: str) -> Path:

@@ -120,10 +120,8 @@ def planning(
     begun = as_begun(recipe, run_folder(recipe)) if resume else recipe
     recipe = with_default_rate(with_parent(begun))
     folder = run_folder(recipe)
-    changed: dict[str, str] = {}
-    if resume:
-        changed = require_resumable(recipe, folder)
-    elif begins:
+    changed = require_resumable(recipe, folder) if resume else {}
+    if begins and not resume:
         require_startable(recipe, folder)
     # 2. model and machine
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision)

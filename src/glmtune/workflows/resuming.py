@@ -78,18 +78,17 @@ def require_resumable(recipe: Recipe, folder: Path) -> dict[str, str]:
             f"{(show if key in files else shown)(now.get(key))} here"
             for key in refused
         )
-        words = " ".join(_word(key, now.get(key)) for key in refused if now.get(key) is not None)
+        words = " ".join(
+            shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+            for key in refused
+            if (value := now.get(key)) is not None
+        )
         raise ConfigError(
             f"{folder}: {'; '.join(told)}",
             hint=f"a run is resumed as it began: {resume_command(folder)}; "
             f"with other settings another one goes on from it: {train_on_command(folder, words)}",
         )
     return {key: f"{shown(before.get(key))} so far, {shown(now.get(key))} from here" for key in changed}
-
-
-def _word(key: str, value: Any) -> str:  # Any: a value of JSON
-    """Return a setting as it is typed."""
-    return shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _require_same_rows(data: Data, folder: Path) -> None:

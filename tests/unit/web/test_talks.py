@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from glmtune.language import LANGUAGES
 from glmtune.templates import Taught
-from glmtune.web.talks import Exchange, Written, as_shown, as_typed, bubbles, find_exchange, messages_for
+from glmtune.web.talks import Exchange, ShownAnswer, as_shown, as_typed, bubbles, find_exchange, messages_for
 from glmtune.web.words import Words, preferred_language, table
 
 EN = Words("en")
@@ -16,7 +16,7 @@ EN = Words("en")
 
 def answered(question: str, *texts: str, thought: str = "") -> Exchange:
     return Exchange(
-        question, [Written(thought=thought, text=text, remembered=text, is_done=True) for text in texts]
+        question, [ShownAnswer(thought=thought, text=text, remembered=text, is_done=True) for text in texts]
     )
 
 
@@ -44,7 +44,7 @@ def test_a_thought_is_folded_above_its_answer() -> None:
         ("assistant", "42"),
     ]
     assert shown[1]["metadata"] == {"title": "thought", "status": "done"}
-    thinking = Exchange("q", [Written(thought="6 x")])
+    thinking = Exchange("q", [ShownAnswer(thought="6 x")])
     assert bubbles([thinking], 0, EN)[1]["metadata"]["status"] == "pending"
 
 
