@@ -51,8 +51,11 @@ LISTS = (
     "developing",
     "python",
     "how-glm-works",
+    "knowledge-base",
 )
-"""Pages without commands to type: made by a program, or figures, links and Python."""
+"""Pages without commands to type: made by a program, or figures, links and Python.
+
+Those of the knowledge base are typed in `unit/serve/test_knowledge_base.py`."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (
