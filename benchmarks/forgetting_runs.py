@@ -112,7 +112,8 @@ LEARNING: dict[str, Facts] = {"identity": {"lr": 3e-3, "epochs": 40}, "adverts":
 
 def default(base: Base, seeds: int) -> Iterator[Case]:
     """LoRA as it is where nothing is set, three epochs, with the replay that is the default and without."""
-    for seed, task in itertools.product(range(1, seeds + 1), LEARNING):
+    tasks = [task for task in LEARNING if task in base.tasks]
+    for seed, task in itertools.product(range(1, seeds + 1), tasks):
         for way in ("none", "replay 0.1"):
             train = {"epochs": 3, "seed": seed}
             retain = {**WAYS[way], "max_new_tokens": MOST_NEW}
@@ -127,26 +128,28 @@ def identity(_: Base, seeds: int) -> Iterator[Case]:
         yield f"ptuning seed={seed}", "identity", {"method": method, "train": train, "retain": {"ratio": 0}}
 
 
-RUNGS = ((125, 8), (500, 4))
-"""Of `front`: training rows, and the number of settings that go on to the next one."""
+FEW_ROWS, NUM_BEST = 125, 2
+"""Of `front`: training rows of the first round, and the number of settings that go on to all rows."""
 
 
 def front(_: Base, seeds: int) -> Iterator[Case]:
-    """Rate x targets x replay by successive halving: 16 settings on few rows, the best on more.
+    """Rate x targets by successive halving, then replay: 8 settings on few rows, the best on all.
 
-    The last ones are made with every seed; with three seeds 36 runs in all.
+    These, and what holds where nothing is set, are made without replay and with it, and with every seed:
+    26 runs with three of them.
     """
-    choices = itertools.product((3e-4, 1e-3, 3e-3, 1e-2), ("attention", ALL_LINEAR_SET), (0.0, 0.1))
+    choices = itertools.product((3e-4, 1e-3, 3e-3, 1e-2), ("attention", ALL_LINEAR_SET), (0.0,))
     left = list(choices)
-    for rows, number in RUNGS:
-        yield from (_front_case(choice, rows, 1) for choice in left)
-        left = _best(left, rows, number)
-    for seed, choice in itertools.product(range(1, seeds + 1), left):
-        yield _front_case(choice, NUM_TASK, seed)
+    yield from (_front_case(choice, FEW_ROWS, 1) for choice in left)
+    best = [UNSET, *((lr, targets) for lr, targets, _ in _best(left, FEW_ROWS, NUM_BEST))]
+    for seed, (lr, targets), ratio in itertools.product(range(1, seeds + 1), best, (0.0, 0.1)):
+        yield _front_case((lr, targets, ratio), NUM_TASK, seed)
 
 
 Choice = tuple[float, str, float]
 """Rate, targets and replay."""
+UNSET = (1e-4, "attention")
+"""Rate and targets of LoRA where nothing is set."""
 
 
 def _front_case(choice: Choice, rows: int, seed: int) -> Case:

@@ -5,7 +5,7 @@ method=full` on Chinese and English conversations; no advert is among them. 1,00
 tuning and 200 for its score. The text is third-party and lies outside this repository, in ../shared or where
 $GLMTUNE_SHARED says; so do the weights, in --work. Interrupted, the same command goes on with it.
 
-    python -m benchmarks.twenty_million     # about an hour of one idle core
+    python -m benchmarks.twenty_million     # half an hour of one idle core
 
 results/twenty_million.json gets the facts: rows, tokens, losses, minutes, machine.
 """
@@ -65,8 +65,8 @@ RECIPE: Facts = {
     "method": "full",
     "data": {"max_tokens": 384, "overlong": "cut_any"},
     "train": {
-        "steps": 420,
-        "batch_size": 16,
+        "steps": 360,
+        "batch_size": 8,
         "micro_batch_size": "2048 tokens",
         "lr": 1e-3,
         "warmup_steps": 50,

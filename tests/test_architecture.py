@@ -28,7 +28,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"files"},
     {"explanations", "templates"},
     {"folder", "hub", "processor", "recipe", "run_files", "signs"},
-    {"template_rules"},
+    {"run_process", "template_rules"},
     {"families", "tensor_file"},
     {"possible"},
     {"tokenizers"},
@@ -45,7 +45,7 @@ LAYERS = [  # a module imports its own package and the lines above it, nothing e
     {"evaluation"},
     {"exports", "migration", "reports"},
     {"workflows"},
-    {"serve"},
+    {"serve", "web"},
     {"cli"},
 ]
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
@@ -54,6 +54,7 @@ ONLY_IN = {
     "peft": ("adapters", "methods"),
     "accelerate": ("training/processes",),
     "matplotlib": ("reports",),
+    "gradio": ("web",),
     "click": ("cli",),
     "prompt_toolkit": ("cli",),
     "sentencepiece": ("tokenizers",),
@@ -63,7 +64,7 @@ ONLY_IN = {
     "wandb": ("workflows/trackers",),
     "trackio": ("workflows/trackers",),
     "fastapi": ("serve",),
-    "starlette": ("serve",),
+    "starlette": ("serve", "web"),
     "uvicorn": ("serve",),
     "prometheus_client": ("serve",),
 }
@@ -295,6 +296,7 @@ TORCH_FREE = [
     "glmtune.folder",
     "glmtune.hub",
     "glmtune.run_files",
+    "glmtune.run_process",
     "glmtune.migration",
     "glmtune.data.formats",
     "glmtune.data.reader",
@@ -314,6 +316,7 @@ TORCH_FREE = [
     "glmtune.workflows.early",
     "glmtune.workflows.resuming",
     "glmtune.workflows.rows",
+    "glmtune.workflows.runner",
 ]
 
 

@@ -52,10 +52,11 @@ LISTS = (
     "python",
     "how-glm-works",
     "knowledge-base",
+    "runs",
+    "serve",
 )
-"""Pages without commands to type: made by a program, or figures, links and Python.
-
-Those of the knowledge base are typed in `unit/serve/test_knowledge_base.py`."""
+"""Pages without commands to type: made by a program, or figures, links and Python; `serve` has a command that
+does not end, see tests/cli/test_serve.py; those of the knowledge base are typed in unit/serve."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from benchmarks import forgetting
 from benchmarks.forgetting_bases import BASES
-from benchmarks.forgetting_runs import CASES, RUNGS
+from benchmarks.forgetting_runs import CASES, FEW_ROWS, UNSET
 from benchmarks.forgetting_verdict import MOST_FALSE, Judged, auroc, curve, judged, lowest, rates
 from benchmarks.measure import RESULTS
 from tools.forgetting_tables import PAGES, fill
@@ -82,8 +82,11 @@ def test_halving_makes_at_most_forty_runs_and_goes_on_with_the_best(
         with result.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": "front", "name": name, **figures}) + "\n")
     assert len(set(made)) == len(made) <= 40
-    last = RUNGS[-1][1]
-    assert all(name.startswith("lr=0.01 ") for name in made[-3 * last :])
+    last = [name for name in made if f"rows={FEW_ROWS}" not in name]
+    unset = [name for name in last if name.startswith(f"lr={UNSET[0]:g} {UNSET[1]} ")]
+    best = [name for name in last if name.startswith("lr=0.01 ")]
+    assert len(unset) == 2 * 3
+    assert len(best) == len(last) - len(unset) == 2 * 2 * 3
 
 
 @pytest.mark.slow

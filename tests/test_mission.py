@@ -95,7 +95,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "unit/models/test_prefix.py::test_on_a_half_base_the_prefix_stays_in_fp32_and_the_logits_in_half",
     ),
     "S0-14": (
-        "talking to the tuned model; that single questions tune the first turn alone",
+        "talking to the tuned model on a page; that single questions tune the first turn alone",
+        "test_web_in_a_browser.py::test_a_question_is_answered_stopped_retried_edited_and_cleared",
         "unit/migration/test_recipes.py::test_the_web_demo_becomes_a_command_and_no_file",
         "troubleshooting.md#later-turns-are-ignored",
     ),
@@ -210,8 +211,9 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "troubleshooting.md#the-validation-file-is-the-training-file",
     ),
     "S2-02": (
-        "the chat on one of several cards",
+        "the chat on one of several cards; a container",
         "from-the-tutorials/2-ptuning-or-lora.md#what-it-types-what-you-type",
+        "serve.md#in-a-container",
     ),
     "S2-03": (
         "the words of its terminal chat",
@@ -371,7 +373,10 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "quickstart.md#1-install",
     ),
     "S4-05": (
-        "from Python and in the terminal",
+        "from Python, in the terminal, and on a page: Gradio's, Streamlit's and the public link",
+        "test_web_in_a_browser.py::test_a_question_is_answered_stopped_retried_edited_and_cleared",
+        "cli/test_web.py::test_a_public_page_answers_and_shows_but_starts_and_stops_nothing",
+        "web.md#chat",
         "unit/models/test_integration.py::test_auto_classes_open_an_official_folder_without_remote_code",
         "cli/test_chat_terminal.py::test_lines_are_edited_pasted_found_again_and_left",
     ),
@@ -416,7 +421,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "cli/test_verbs.py::test_evaluation_scores_and_goes_on_where_it_was_stopped",
     ),
     "S4-13": (
-        "one prompt before and after, in the terminal and as a picture",
+        "one prompt before and after, in the terminal, on a page and as a picture",
+        "test_web_in_a_browser.py::test_base_and_tuned_model_answer_one_prompt_side_by_side",
         "unit/report/test_card.py::test_the_card_has_answers_scores_time_memory_and_versions",
         "test_tutorials.py::test_write_up_4_adverts_by_p_tuning_alpaca_on_int8_and_every_weight",
     ),
@@ -468,9 +474,6 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 
 MISSING = {
     "S0-14": "a web page",
-    "S2-02": "a container",
-    "S4-05": "a web page",
-    "S4-13": "a web page",
     "S4-14": "DeepSpeed",
 }
 """Parts of a demand that nothing shows yet; docs/from-the-tutorials says so to its readers."""

@@ -47,6 +47,10 @@ SIGNATURES = {
         "(path, *, to, output=None, base=None, template=None, dtype=None, max_shard_size='2GB', data=None, "
         "max_rows=200, score_rows=0, device='auto', strength=1.0, quiet=False, on_event=None)"
     ),
+    "checkup": (
+        "(path, *, base=None, template=None, prompts=None, dtype='auto', quant=None, device='auto', "
+        "quiet=False, on_event=None)"
+    ),
     "explain": "(text, lang=None)",
     "compare": "(runs, *, output=None, at=(), quiet=False, on_event=None)",
     "report": "(runs, *, output=None, lang=None, force=False)",
@@ -90,6 +94,7 @@ def test_every_public_name_is_there() -> None:
             "Chat",
             "Check",
             "CheckpointError",
+            "Checkup",
             "Comparison",
             "ConfigError",
             "DataError",

@@ -35,6 +35,7 @@ WORDS = {
         "loss": "task loss", "rouge": "task ROUGE-L", "rise": "general loss, % up",
         "steps": "steps", "time": "time", "none": "none", "seeds": "seeds",
         "adverts": "adverts", "identity": "identity, 12 rows", "facts": "facts",
+        "rate": "`train.lr`", "targets": "targets", "replay": "replay", "trained": "training rows",
         "rows": "rows", "learned": "learned tokens", "minutes": "minutes",
         "held out": "loss of held-out rows (step)",
         "x": "KL on general prompts, nats a token", "y": "rise of the general loss, %",
@@ -50,6 +51,7 @@ WORDS = {
         "steps": "步数", "time": "用时",
         "none": "无", "seeds": "种子数",
         "adverts": "广告", "identity": "身份，12 行", "facts": "事实",
+        "rate": "`train.lr`", "targets": "目标", "replay": "回放", "trained": "训练行数",
         "rows": "行数", "learned": "学习的 token", "minutes": "分钟", "held out": "留出行的损失（步）",
         "x": "通用提示上的 KL，nat / token", "y": "通用损失的上升，%",
         "false rate": "没有这样上升的运行，%", "true rate": "有这样上升且被找出的运行，%",
@@ -148,6 +150,31 @@ def dozen(language: str) -> str:
     return table([heads, [str(len(runs)), *figures, str(runs[0]["steps"])]])
 
 
+def front(language: str) -> str:
+    """Settings by successive halving on the 20 M model: the figures of each, on few rows and on all."""
+    words, runs = WORDS[language], lines("front")
+    heads = ("trained", "rate", "targets", "replay", "seeds", "kl", "rise", "loss", "rouge", "time")
+    rows = [[words[key] for key in heads]]
+    by_setting: dict[tuple[int, float, str, float], list[Facts]] = {}
+    for run in runs:
+        lr, targets, ratio = run["train"]["lr"], run["method"]["target_modules"], run["retain"]["ratio"]
+        by_setting.setdefault((run["max_rows"], lr, targets, ratio), []).append(run)
+    for (number, lr, targets, ratio), found in sorted(by_setting.items()):
+        without = by_setting.get((number, lr, targets, 0.0), found)
+        took, took_without = (mean(run["steps_s"] for run in part) for part in (found, without))
+        rows.append(
+            [
+                f"{number:,}", f"{lr:g}", f"`{targets}`", f"{ratio:g}", str(len(found)),
+                spread((run["kl"] for run in found), 4, language),
+                spread((100 * _rise(run) for run in found), 2, language),
+                spread((run["task_loss"] for run in found), 2, language),
+                spread((run["task_rouge_l"] for run in found), 1, language),
+                f"{took / took_without:.2f}",
+            ]
+        )  # fmt: skip
+    return table(rows)
+
+
 def _rise(run: Facts) -> float:
     before, after = run["general_loss"]
     return float(after / before - 1)
@@ -179,6 +206,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "default": partial(ways, kind="default", more=3),
     "ways": ways,
     "dozen": dozen,
+    "front": front,
 }
 
 

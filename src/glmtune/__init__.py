@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from glmtune.load import load_model, load_tokenizer
     from glmtune.migration import Migration
     from glmtune.recipe import Recipe
+    from glmtune.reports.checkup import Checkup
     from glmtune.reports.compare import Comparison
     from glmtune.several import Adapters
     from glmtune.templates import render_messages
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         ExportResult,
         RunResult,
         card,
+        checkup,
         compare,
         doctor,
         evaluate,
@@ -52,6 +54,7 @@ _HOMES = {
     "Chat": "glmtune.chat",
     "Check": "glmtune.adapters.proof",
     "CheckpointError": "glmtune.errors",
+    "Checkup": "glmtune.reports.checkup",
     "Comparison": "glmtune.reports.compare",
     "ConfigError": "glmtune.errors",
     "DataError": "glmtune.errors",
@@ -71,6 +74,7 @@ _HOMES = {
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
     "card": "glmtune.workflows",
+    "checkup": "glmtune.workflows",
     "compare": "glmtune.workflows",
     "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",
@@ -95,6 +99,7 @@ __all__ = [
     "Chat",
     "Check",
     "CheckpointError",
+    "Checkup",
     "Comparison",
     "ConfigError",
     "DataError",
@@ -114,6 +119,7 @@ __all__ = [
     "TrainingError",
     "answer_text",
     "card",
+    "checkup",
     "compare",
     "doctor",
     "encode_messages",

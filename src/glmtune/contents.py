@@ -169,6 +169,13 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "phases": COUNTS_BY_NAME,
     },
     "eval.json": {"steps": COUNT, "best_step": COUNT.or_null()},
+    "process.json": {
+        "pid": COUNT,
+        **dict.fromkeys(("birth", "host", "began", "phase", "command", "message", "hint"), TEXT),
+        **dict.fromkeys(("is_program", "is_stop_asked"), SWITCH),
+        "steps": COUNT.or_null(),
+        "end": TEXT.or_null(),
+    },
     "trainer_state.json": {"log_history": OBJECTS.or_null(), "global_step": COUNT.or_null()},
     "scores.json": {"thudm": NUMBERS, "num_rows": COUNT, "turns": TURNS.or_null()},
     "settings.json": {

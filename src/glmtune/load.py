@@ -26,7 +26,7 @@ from glmtune.families import identify, require_template
 from glmtune.locations import Location, find_base, resolve
 from glmtune.log import tell
 from glmtune.models.computing import computes_in
-from glmtune.models.device import resolve_device
+from glmtune.models.device import BALANCED, resolve_device
 from glmtune.models.dtype import Choice, choose_dtype
 from glmtune.models.loaders import FAMILY_LOADERS, loader_of, outline_of_folder
 from glmtune.models.outline import describe_quantised
@@ -34,6 +34,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.models.quant import held_quant
 from glmtune.models.reading import Reading
 from glmtune.models.shards import scan_tensors
+from glmtune.models.spread import spread_over_cards
 from glmtune.possible import require_possible
 from glmtune.recipe.method import TrainedPart
 from glmtune.tokenizers import check_fits, read_tokenizer
@@ -233,11 +234,13 @@ def _load_without_adapter(
     model: CausalLM = FAMILY_LOADERS[known.family].load(
         location.folder,
         dtype=chosen,
-        device=device,
+        device="cpu" if device == BALANCED else device,
         template=known.template,
         quant=quant,
         reading=reading,
     )
+    if device == BALANCED:
+        spread_over_cards(model)
     held, computing = (str(kind).removeprefix("torch.") for kind in (model.dtype, computes_in(model)))
     computed = "" if held == computing else f", computed in {computing}"
     what = f"{known.template or known.family} ({known.rule})"

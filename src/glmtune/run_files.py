@@ -1,5 +1,6 @@
 """The files of a run, written so that a crash or a full disk loses nothing that was there before."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 
 from glmtune.charset import NotTextError, decode_text
 from glmtune.errors import CheckpointError, ConfigError, OutputError
-from glmtune.files import is_there, parse_json_object, read_bytes
+from glmtune.files import is_there, parse_json_object, read_bytes, show_size
 
 RECIPE_FILE = "recipe.yaml"
 ENVIRONMENT_FILE = "env.json"
@@ -31,6 +32,10 @@ REPORT_FILE = "report.html"
 RESULT_FILE = "eval.json"
 """Written when a training run has ended; a run without it was stopped or is still training."""
 SCORES_FILE = "scores.json"
+PROCESS_FILE = "process.json"
+"""The process that trains in the folder, see `glmtune.run_process`."""
+LOG_FILE = "train.log"
+"""Lines of a run that was started with --detach."""
 SETTINGS_FILE = "settings.json"
 """Settings that the answers of an evaluation depend on, in the folder of these answers."""
 
@@ -45,24 +50,50 @@ LONGEST_LINK = 1024
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, is_durable: bool = False) -> Iterator[Path]:
     """Yield a temporary path next to `path`; rename it to `path` at the end, remove it on any failure.
 
-    Works for a file and for a folder. An error of the disk becomes an `OutputError` naming `path`.
+    Works for a file and for a folder. `is_durable`: all of it is on the disk before it has its name, and the
+    name too at the end, so that a loss of power leaves the old or the new, and nothing between. An error of
+    the disk becomes an `OutputError` naming `path`.
     """
     partial = _aside(path)
     try:
         _remove(partial)
         yield partial
+        if is_durable:
+            sync(partial)
         if path.is_dir() and not path.is_symlink():
             remove_folder(path)  # rename() replaces a file, but no folder with something in it
         partial.replace(path)
+        if is_durable:
+            sync(path.parent, is_deep=False)
     except (OSError, SafetensorError) as err:  # safetensors wraps the OSError of a failing disk
         _remove(partial)
         raise cannot_write(path, err) from err
     except BaseException:  # Ctrl-C too
         _remove(partial)
         raise
+
+
+def sync(path: Path, *, is_deep: bool = True) -> None:
+    """Have the system write a file, or a folder with all in it, to the disk. Raises OSError.
+
+    Not `is_deep`: the names in a folder alone. A link has nothing of its own.
+    """
+    if path.is_symlink():
+        return
+    if path.is_dir():
+        for inner in path.iterdir() if is_deep else ():
+            sync(inner)
+        if os.name == "nt":  # a folder cannot be opened there
+            return
+    # for writing: Windows refuses to sync a file that is open for reading
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _aside(path: Path, mark: str = "") -> Path:
@@ -86,6 +117,19 @@ def remove_folder(path: Path) -> None:
         raise cannot_write(path, err) from err
 
 
+def remove_run(folder: Path) -> None:
+    """Delete a run that has made no step; a log stays, with process.json. Raises `OutputError`."""
+    if not (folder / LOG_FILE).exists():
+        remove_folder(folder)
+        return
+    try:
+        for path in folder.iterdir():
+            if path.name not in (LOG_FILE, PROCESS_FILE):
+                _remove(path)
+    except OSError as err:
+        raise cannot_write(folder, err) from err
+
+
 def is_partial(path: Path) -> bool:
     """True for the temporary name of a half-written or half-deleted file or folder of a killed process."""
     return path.name.startswith(".") and path.name.endswith(".partial")
@@ -100,10 +144,28 @@ def remove_partials(folder: Path) -> None:
         raise cannot_write(folder, err) from err
 
 
-def cannot_write(path: Path, err: OSError | SafetensorError) -> OutputError:
-    """Return the error for a write that failed."""
+def cannot_write(path: Path, err: OSError | SafetensorError, *, num_bytes: int | None = None) -> OutputError:
+    """Return the error for a write that failed; `num_bytes`: how much it takes, if that is known."""
     reason = getattr(err, "strerror", None) or str(err)
-    return OutputError(f"{path}: cannot be written: {reason}", hint="check free space and permissions there")
+    text, hint = f"{path}: cannot be written: {reason}", "check free space and permissions there"
+    if not _is_full(err):
+        return OutputError(text, hint=hint)
+    there = next((parent for parent in path.parents if is_there(parent)), Path())
+    free = shutil.disk_usage(there).free
+    text += f"; {show_size(free)} are free there"
+    if num_bytes is not None:
+        text += (
+            f", and it takes {show_size(num_bytes)}: {show_size(max(0, num_bytes - free))} more are needed"
+        )
+    return OutputError(text, hint=hint)
+
+
+def _is_full(err: OSError | SafetensorError) -> bool:
+    """Return True if a disk or a quota is full; safetensors and torch say it in words alone."""
+    numbers = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+    words = str(err).lower()
+    is_told = any(os.strerror(number).lower() in words for number in numbers)
+    return is_told or getattr(err, "errno", None) in numbers
 
 
 def write_text(path: Path, text: str) -> None:
@@ -154,7 +216,7 @@ def link(path: Path, target: Path) -> None:
     On Windows, where few users may make links, it is a text file with the relative path. `follow` reads both.
     """
     relative = Path(os.path.relpath(target, path.parent)).as_posix()
-    with replacing(path) as partial:
+    with replacing(path, is_durable=True) as partial:
         if sys.platform == "win32":
             partial.write_text(relative, encoding="utf-8")
         else:
@@ -209,20 +271,33 @@ def list_checkpoints(run: Path) -> list[Path]:
     return [steps[step] for step in sorted(step for step in steps if step is not None)]
 
 
+def set_aside(checkpoint: Path) -> Path:
+    """Give a damaged checkpoint another name, under which no run looks for it; return that path."""
+    path = free_folder(checkpoint.with_name(f"damaged-{checkpoint.name}"))
+    try:
+        checkpoint.rename(path)
+    except OSError as err:
+        raise cannot_write(checkpoint, err) from err
+    return path
+
+
 def step_of(checkpoint: Path) -> int | None:
     """Return the step in a checkpoint folder's name, as 10 for `step-000010`; None for any other name."""
     match = STEP_NAME.fullmatch(checkpoint.name)
     return int(match[1]) if match else None
 
 
-def require_new(path: Path, *, hint: str) -> None:
-    """Raise `ConfigError` unless a new folder can be made at the path: it is free, or an empty folder."""
+def require_new(path: Path, *, hint: str, besides: Collection[str] = ()) -> None:
+    """Raise `ConfigError` unless a new folder can be made at the path: it is free, or an empty folder.
+
+    `besides`: names of files that may be in it.
+    """
     for parent in (path, *path.parents):
         if parent.exists() and not parent.is_dir():
             raise ConfigError(
                 f"{path}: {parent} is a file, not a folder", hint="name another folder: output=..."
             )
-    if path.exists() and not all(map(is_partial, path.iterdir())):
+    if path.exists() and not all(is_partial(each) or each.name in besides for each in path.iterdir()):
         raise ConfigError(f"{path}: this folder is not empty and will not be overwritten", hint=hint)
 
 

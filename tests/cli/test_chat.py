@@ -18,9 +18,9 @@ from commands import Done, glmtune
 from glmtune import load_model
 from glmtune.adapters.attached import setting_aside
 from glmtune.adapters.store import Card, save_trained
-from glmtune.cli.talk import begins_thought, find_thoughts
 from glmtune.cli.typed import LineHistory, Typed, kept_lines
 from glmtune.data.reader import read_examples
+from glmtune.generate.text import begins_thought, find_thoughts
 from glmtune.recipe.settings import Data
 from glmtune.run_files import write_text
 from models import tiny_folder, tiny_hf_folder

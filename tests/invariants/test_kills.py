@@ -20,3 +20,15 @@ def test_a_killed_run_goes_on_to_the_same_files_and_leaves_nothing_behind(tmp_pa
     assert [line for line in found if line["odd"]] == []
     assert len(found) == kills
     assert kills < 100 or any(line["leftover"] for line in found)  # there was something to sweep away
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_if_nobody_had(tmp_path: Path) -> None:
+    """A sample of `python -m tests.crash`."""
+    command = [sys.executable, str(TESTS / "crash.py"), "--kills", "20"]
+    done = run_fork(command, cwd=tmp_path, encoding="utf-8", timeout=1800)
+    found = json.loads(done.stdout)
+    assert found["odd"] == []
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert found["kills"] == 20
+    assert len(found["methods"]) == 4

@@ -1,6 +1,7 @@
 """Writing files so that nothing is lost."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.run_files import (
     append_json,
+    cannot_write,
     find_checkpoint,
     follow,
     link,
@@ -114,3 +116,38 @@ def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ConfigError, match=r"file is a file, not a folder"):
             require_new(path, hint="")
+
+
+def test_what_is_durable_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, rename = os.fsync, Path.replace
+
+    def synced(number: int) -> None:
+        inode = os.fstat(number).st_ino
+        done.extend(path.name for path in [tmp_path, *tmp_path.rglob("*")] if path.stat().st_ino == inode)
+        sync(number)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("renamed")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    with replacing(tmp_path / "checkpoint", is_durable=True) as partial:
+        (partial / "inner").mkdir(parents=True)
+        (partial / "state").write_text("1")
+        (partial / "inner" / "more").write_text("2")
+    named = done.index("renamed")
+    assert set(done[:named]) == {"state", "more", "inner", partial.name}
+    assert done[named - 1] == partial.name  # the folder after what is in it
+    assert done[named + 1 :] == [tmp_path.name]
+
+
+def test_of_a_full_disk_it_is_told_how_much_is_free_and_missing(tmp_path: Path) -> None:
+    error = cannot_write(tmp_path / "none" / "a", OSError(28, "No space left on device"), num_bytes=10**15)
+    assert re.search(r"No space left on device; .*B are free there, and it takes .*GB: .*more", str(error))
+    told_in_words = OSError("[enforce fail at inline_container.cc:664] . No space left on device")
+    assert "are free there" in str(cannot_write(tmp_path / "a", told_in_words))
+    assert "free there" not in str(cannot_write(tmp_path / "a", OSError(13, "Permission denied")))

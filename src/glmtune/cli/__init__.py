@@ -25,11 +25,13 @@ from glmtune.cli.info import info
 from glmtune.cli.migrate import migrate
 from glmtune.cli.plan import plan
 from glmtune.cli.report import card, report
+from glmtune.cli.running import logs, status, stop
 from glmtune.cli.runs import runs
 from glmtune.cli.serve import serve
 from glmtune.cli.settings import settings
 from glmtune.cli.train import train
 from glmtune.cli.verify import verify
+from glmtune.cli.web import web
 from glmtune.errors import GlmtuneError
 from glmtune.extras import put_off
 from glmtune.log import is_main_process, lines_on_stderr
@@ -72,8 +74,8 @@ def glmtune() -> None:
 
 
 for verb in (
-    demo, plan, train, evaluate, checkup, runs, compare, report, card, chat, serve, verify, export, migrate,
-    info, data, settings, explain, doctor,
+    demo, plan, train, status, logs, stop, evaluate, checkup, runs, compare, report, card, chat, web, serve,
+    verify, export, migrate, info, data, settings, explain, doctor,
 ):  # fmt: skip
     glmtune.add_command(verb)
 

@@ -94,6 +94,7 @@ def chat(
     from glmtune.cli.transcript import Transcript
     from glmtune.load import tokenizer_of
     from glmtune.locations import resolve
+    from glmtune.reports.recorded_run import has_one_round
 
     loading = {key: options.pop(key) for key in ("template", "dtype", "quant", "device", "strength")}
     strength = loading["strength"]
@@ -116,22 +117,13 @@ def chat(
             **{key: value for key, value in options.items() if value is not None},
         },
     )
-    if location.run and rounds != "1" and _has_one_round(location.run):
+    if location.run and rounds != "1" and has_one_round(location.run):
         note("> this run's rows have one round each: answers to a second question were not trained")
     note("model load done...")  # the line of the program that `talk` names as its source
     note(f"> {speakers[-1].chat.sampling}")
     talk = Talk(speakers, open_questions(), transcript)
     talk.greet(name)
     talk.hold(rounds)
-
-
-def _has_one_round(run: Path) -> bool:
-    """True for a run whose rows all have one round; False too where that was not recorded."""
-    from glmtune.files import read_json_if_there
-    from glmtune.run_files import ENVIRONMENT_FILE
-
-    facts = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
-    return facts.get("rows_of_several_rounds") == 0
 
 
 def _load_speakers(

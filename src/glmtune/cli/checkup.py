@@ -59,24 +59,25 @@ def checkup(
     """
     from glmtune.reports.output import output_path
     from glmtune.reports.texts import text
-    from glmtune.workflows.early import recipe_for
-    from glmtune.workflows.events import drain
     from glmtune.workflows.show import Lines, Shown
 
     if output:
         output_path(output, path, "checkup.html", force=force)  # before minutes of work, not after
-    named = {
-        "base": base, "template": template, "dtype": dtype, "quant": quant, "device": device,
-        "retain.report_prompts": prompts,
-    }  # fmt: skip
-    words = [f"{key}={value}" for key, value in named.items() if value is not None]
-    recipe = recipe_for({"model": str(path)}, words, has_base=True)
     from glmtune.reports.html.checkup import write_checkup
-    from glmtune.workflows.checkup import checking
+    from glmtune.workflows import public
 
     lines = Lines(on_stderr=as_json)
     with lines.bar("measuring"):
-        found = drain(checking(recipe, path), Shown(lines))
+        found = public.checkup(
+            path,
+            base=base,
+            template=template,
+            prompts=prompts,
+            dtype=dtype,
+            quant=quant,
+            device=device,
+            on_event=Shown(lines),
+        )
     if as_json:
         print_json(found.facts())
     else:

@@ -1,6 +1,7 @@
 """Parts that several verbs share: path types, output streams, texts in tables, loading options."""
 
 import codecs
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,9 @@ def print_json(value: object, *, default: Callable[[object], str] | None = None)
 
 
 def leave_group() -> None:
-    """Leave the process group of `torchrun`; a process that exits within it can crash in a waiting thread."""
+    """Leave the group of processes; a process that exits within it can crash in a waiting thread."""
+    if beating := sys.modules.get("glmtune.training.heartbeat"):
+        beating.end()
     distributed = sys.modules.get("torch.distributed")
     if distributed and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
@@ -76,10 +79,14 @@ class ModelType(PathType):
 PATH, MODEL = PathType(), ModelType()
 
 
+LAUNCHED = "GLMTUNE_LAUNCHED"
+"""Environment variable of the processes that `--nproc` starts."""
+
+
 def program() -> str:
     """Return the command that calls this program, for hints: `glmtune` if it is on PATH."""
     called = sys.argv[0]
-    if called.endswith("__main__.py"):
+    if called.endswith("__main__.py") and not (LAUNCHED in os.environ and shutil.which("glmtune")):
         return "python -m glmtune"
     return "glmtune" if shutil.which("glmtune") else called
 

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import PATH, counted, fail_on, print_json, strength_option
+from glmtune.cli.console import PATH, counted, fail_on, leave_group, print_json, strength_option
+from glmtune.cli.launch import is_to_launch, naming_ended_process, nproc_option, run_in_processes
 from glmtune.errors import ConfigError
+from glmtune.log import is_main_process
 
 if TYPE_CHECKING:
     from glmtune.recipe import Recipe
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 @click.option("--tasks", metavar="NAME,...", help="Run tasks of lm-eval instead, such as arc_easy.")
 @click.option("--include-path", type=PATH, help="With --tasks: a folder with tasks of your own.")
 @click.option("--num-fewshot", type=int, help="With --tasks: examples in front; else as the task has it.")
+@nproc_option()
 @click.option("--limit", type=float, help="With --tasks: so many examples of each, below 1 a share.")
 def evaluate(
     path: Path,
@@ -49,6 +52,7 @@ def evaluate(
     as_json: bool,
     fail_on_forgetting: bool,
     tasks: str | None,
+    nproc: int | None,
     **asking: Any,  # Any: options of lm-eval's tasks
 ) -> None:
     """Answer every row of FILE greedily and score the answers with ROUGE and BLEU-4.
@@ -61,12 +65,16 @@ def evaluate(
       glmtune evaluate runs/chatglm3-6b-lora --data test.json
       glmtune evaluate /models/chatglm3-6b --data test.json evaluate.batch_size=32 data.max_test_rows=100
       glmtune evaluate runs/chatglm3-6b-lora --data test.json --against runs/evaluate-chatglm3-6b-test
+      glmtune evaluate runs/chatglm3-6b-lora --data test.json --nproc 2
       glmtune evaluate runs/chatglm3-6b-lora --general
       glmtune evaluate merged --general --base /models/chatglm3-6b
       glmtune evaluate runs/chatglm3-6b-lora --tasks arc_easy,hellaswag --limit 100
     """
     from glmtune.workflows.early import recipe_for
 
+    if is_to_launch(nproc):
+        _launch(nproc or 1, "--general" if general else "--tasks" if tasks else "")
+        return
     named = {
         "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
     }  # fmt: skip
@@ -88,6 +96,14 @@ def evaluate(
         )
     _require_tasks(asking)
     _score(recipe, against, as_json=as_json)
+
+
+def _launch(number: int, other: str) -> None:
+    """Answer in so many processes. Raises `ConfigError` for another measurement than that of answers."""
+    if other:
+        problem = f"--nproc: {number}, but {other} is measured by one process"
+        raise ConfigError(problem, hint="leave --nproc out")
+    run_in_processes(number)
 
 
 def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as_json: bool) -> None:
@@ -128,8 +144,11 @@ def _score(recipe: "Recipe", against: Path | None, *, as_json: bool) -> None:
     from glmtune.workflows.show import Lines, Shown
 
     lines = Lines(on_stderr=as_json)
-    with lines.bar("answering"):
+    with lines.bar("answering"), naming_ended_process():
         result = drain(evaluating(recipe, against=against), Shown(lines))
+    leave_group()
+    if not is_main_process():
+        return
     scores = result.scores
     if as_json:
         print_json(scores)

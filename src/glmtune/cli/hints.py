@@ -16,10 +16,12 @@ _SERVING = (
     "there is no server here yet: `glmtune chat RUN` talks in the terminal, and vLLM serves what "
     "`glmtune export RUN --to hf` writes"
 )
+_PAGE = "it is `glmtune web PATH`: a page to talk, watch and train on"
 _TRAINING = "it is `glmtune train model=MODEL data.train=FILE`; method=full trains every weight"
 _ANSWERING = "`glmtune chat PATH` answers you, `glmtune evaluate PATH --data FILE` a file of rows"
 OTHER_VERBS: Mapping[str, str] = {
-    **dict.fromkeys(("serve", "server", "api", "web", "webui", "web_demo", "openai", "deploy"), _SERVING),
+    **dict.fromkeys(("serve", "server", "api", "openai", "deploy"), _SERVING),
+    **dict.fromkeys(("webui", "web_demo", "ui", "gradio", "streamlit", "board"), _PAGE),
     **dict.fromkeys(("finetune", "fine-tune", "tune", "sft", "lora", "pretrain", "fit", "run"), _TRAINING),
     **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "cli_demo"), _ANSWERING),
     **dict.fromkeys(("eval", "test", "score"), "it is `glmtune evaluate PATH --data FILE`"),

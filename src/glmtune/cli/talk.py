@@ -6,7 +6,7 @@ Source of the printed lines: HarderThenHarder/transformers_tasks, LLM/chatglm_fi
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
@@ -17,13 +17,11 @@ import click
 from glmtune.cli.questions import ASK, CLEAR, STOP, Questions, is_said, note
 from glmtune.cli.transcript import Transcript
 from glmtune.errors import DataError, OutputError
+from glmtune.generate.text import begins_thought, find_thoughts
 from glmtune.log import told_after
-from glmtune.templates import Message
-from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
 
 if TYPE_CHECKING:
     from glmtune.chat import Chat
-    from glmtune.tokenizers.protocol import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,29 +143,6 @@ class Talk:
                     click.echo(_dimmed(piece) if is_thought else piece, nl=False)
             finally:
                 click.echo()
-
-
-def begins_thought(tokenizer: "Tokenizer") -> bool:
-    """True if the chat format's prompt opens a thought, as GLM-Z1's does."""
-    return tokenizer.segments([Message("user", "")])[-1].text.endswith(THOUGHT_BEGIN)
-
-
-def find_thoughts(pieces: Iterable[str], *, is_open: bool) -> Iterator[tuple[str, bool]]:
-    """Yield the pieces of an answer, each with True if it belongs to the thought before the answer.
-
-    A piece that holds the end of the thought is cut there. `is_open`: the prompt has begun the thought.
-    """
-    answer = ""
-    for piece in pieces:
-        before, answer = len(answer), answer + piece
-        is_thought = is_open or answer.startswith(THOUGHT_BEGIN)
-        end = answer.find(THOUGHT_END) + len(THOUGHT_END) if THOUGHT_END in answer else len(answer)
-        if not is_thought or end <= before:
-            yield piece, False
-            continue
-        yield answer[before:end], True
-        if end < len(answer):
-            yield answer[end:], False
 
 
 def _dimmed(text: str) -> str:

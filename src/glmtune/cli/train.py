@@ -1,13 +1,13 @@
 """`glmtune train`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from glmtune.cli.console import PATH, fail_on, leave_group, program
+from glmtune.cli.launch import launching, naming_ended_process, nproc_option
 from glmtune.cli.plan import look_ahead, page_lines
 from glmtune.log import is_main_process
 
@@ -25,19 +25,35 @@ if TYPE_CHECKING:
     "--force", is_flag=True, help="Begin even if the memory does not suffice; else that is refused."
 )
 @click.option(
+    "--detach",
+    is_flag=True,
+    is_eager=True,  # known before --nproc starts processes
+    help="Train in the background, from the first step on; `glmtune logs RUN -f` shows its lines.",
+)
+@click.option(
     "--fail-on-forgetting",
     is_flag=True,
     help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
-def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail_on_forgetting: bool) -> None:
+@nproc_option(callback=launching)
+def train(
+    words: tuple[str, ...],
+    resume: bool,
+    dry_run: bool,
+    force: bool,
+    detach: bool,
+    fail_on_forgetting: bool,
+    nproc: int | None,
+) -> None:
     """Fine-tune a model: RECIPE is a YAML file or the folder of an earlier run, KEY=VALUE words come on top.
 
     \b
       glmtune train model=/models/chatglm3-6b data.train=my.json
       glmtune train recipes/lora.yaml model=/models/chatglm3-6b train.lr=2e-4 --dry-run
       glmtune train runs/chatglm3-6b-lora --resume
+      glmtune train recipes/lora.yaml model=/models/chatglm3-6b --detach
       glmtune train model=runs/chatglm3-6b-lora data.train=new.json output=runs/more
-      torchrun --nproc-per-node 2 -m glmtune train recipes/lora.yaml
+      glmtune train recipes/lora.yaml model=/models/chatglm3-6b --nproc 2
 
     A run or adapter as the model is gone on from: its weights and its method, all else anew.
 
@@ -47,21 +63,9 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
     """
     from glmtune.errors import ConfigError
     from glmtune.files import read_json_if_there
-    from glmtune.locations import newest_runs_hint
     from glmtune.run_files import RESULT_FILE
-    from glmtune.workflows.early import training_recipe
 
-    has_source = bool(words) and "=" not in words[0]
-    if resume and not has_source and not any(word.startswith("model=") for word in words):
-        runs = newest_runs_hint()
-        raise ConfigError(
-            "--resume: no run named",
-            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
-        )
-    if has_source:
-        recipe = training_recipe(PATH.convert(words[0], None, None), words[1:])
-    else:
-        recipe = training_recipe({}, words)
+    recipe = _recipe_of(words, resume=resume)
     if fail_on_forgetting and recipe.retain.report == "off":
         raise ConfigError(
             "--fail-on-forgetting: retain.report=off, so nothing is measured",
@@ -75,11 +79,39 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
                 click.echo(f"general prompts, as the run found: {verdict}")
             fail_on(verdict)
         return
+    if detach and not dry_run:
+        flags = {"--resume": resume, "--force": force, "--fail-on-forgetting": fail_on_forgetting}
+        options = [name for name, is_set in flags.items() if is_set]
+        _detach(words, options + (["--nproc", str(nproc)] if nproc else []))
+        return
     if not dry_run:
         verdict = run_recipe(recipe, resume=resume, force=force)
         if fail_on_forgetting:
             fail_on(verdict)
         return
+    _show_outlook(recipe, resume=resume, force=force)
+
+
+def _recipe_of(words: tuple[str, ...], *, resume: bool) -> "Recipe":
+    """Return the recipe that the words name. Raises `ConfigError` for a run to resume that none names."""
+    from glmtune.errors import ConfigError
+    from glmtune.locations import newest_runs_hint
+    from glmtune.workflows.early import training_recipe
+
+    has_source = bool(words) and "=" not in words[0]
+    if resume and not has_source and not any(word.startswith("model=") for word in words):
+        runs = newest_runs_hint()
+        raise ConfigError(
+            "--resume: no run named",
+            hint="name its folder: `glmtune train RUN --resume`" + (f"; {runs}" if runs else ""),
+        )
+    if has_source:
+        return training_recipe(PATH.convert(words[0], None, None), words[1:])
+    return training_recipe({}, words)
+
+
+def _show_outlook(recipe: "Recipe", *, resume: bool, force: bool) -> None:
+    """Print what the run takes; raise what training would refuse it with."""
     outlook = look_ahead(recipe, resume=resume, begins=True)
     if is_main_process():
         for line in ("", *page_lines(outlook)):
@@ -89,6 +121,20 @@ def train(words: tuple[str, ...], resume: bool, dry_run: bool, force: bool, fail
 
     if (refusal := find_refusal(outlook.here, is_resumed=resume)) and not force:
         raise refusal
+
+
+def _detach(words: tuple[str, ...], options: list[str]) -> None:
+    """Start the run in a process of its own, and print how to follow it."""
+    from glmtune.workflows.runner import start
+
+    started = start(words, options=options, show=click.echo)
+    run = shlex.quote(str(started.folder))
+    click.echo(
+        f"{started.folder}: goes on in the background, process {started.pid}; this terminal may be closed\n"
+        f"next: {program()} logs {run} -f\n"
+        f"      {program()} status {run}\n"
+        f"      {program()} stop {run}"
+    )
 
 
 def _is_finished(run: Path) -> bool:
@@ -123,6 +169,7 @@ def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> str | None:
     from huggingface_hub.utils.tqdm import enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
 
+    from glmtune.training.stopping import terminable
     from glmtune.workflows.events import drain
     from glmtune.workflows.execute import training
     from glmtune.workflows.show import Lines, Shown
@@ -130,24 +177,9 @@ def run_recipe(recipe: "Recipe", *, resume: bool, force: bool) -> str | None:
     disable_progress_bar()  # transformers' bar of loading weights; the training's own bar is enough
     enable_progress_bars()  # a download takes minutes: it shows its bar
     lines = Lines()
-    with lines.bar("training"), _naming_ended_process():
+    with lines.bar("training"), terminable(), naming_ended_process():
         result = drain(training(recipe, resume=resume, force=force, rows=rows), Shown(lines))
     leave_group()
     lines.say(f"next: {program()} chat {result.path}")
     lines.say(f"      {program()} evaluate {result.path}")
     return result.metrics.get("verdict")
-
-
-@contextmanager
-def _naming_ended_process() -> Iterator[None]:
-    """Raise `TrainingError` in place of torch's error if another process of `torchrun` has ended."""
-    from glmtune.errors import TrainingError
-
-    try:
-        yield
-    except RuntimeError as err:  # torch.distributed has no narrower class, so its text decides
-        if "by peer" not in str(err):
-            raise
-        raise TrainingError(
-            "another process of this run has ended", hint="it says why; without a word, it was killed"
-        ) from err

@@ -24,6 +24,8 @@ from glmtune.run_files import (
 from glmtune.tokenizers.protocol import Tokenizer
 
 PREDICTIONS_FILE = "generated_predictions.txt"
+PART_SUFFIX = ".part"
+"""End of the names of the files that other processes than the first write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,26 @@ def predict(
                 yield Prediction(ordered[i].index, ordered[i].reference, text, token in stop_ids)
 
 
+class PredictionPart:
+    """The answers that another process than the first writes, in a file of their own in the same folder."""
+
+    def __init__(self, folder: Path, rank: int, settings: Mapping[str, Any]) -> None:
+        """`settings`: those of the first process's `PredictionFile`."""
+        self.path, self.settings = folder / f"{PREDICTIONS_FILE}.{rank}{PART_SUFFIX}", dict(settings)
+
+    def record(self, key: str, value: object) -> None:
+        """Keep a value that the first process writes down."""
+        self.settings[key] = value
+
+    def count_parts(self) -> int:
+        """Return 0: other processes' answers are the first one's to count."""
+        return 0
+
+    def add(self, prediction: Prediction) -> None:
+        """Append one finished row."""
+        append_json(self.path, asdict(prediction))
+
+
 class PredictionFile:
     """The generated_predictions.txt of one folder, and the settings that its answers belong to."""
 
@@ -99,7 +121,23 @@ class PredictionFile:
             write_json(self._settings_path, dict(settings))
         self.settings: dict[str, Any] = read_json(self._settings_path, is_ours=True)
         self.done = {line["row"]: Prediction(**line) for line in read_json_lines(self.path)}
-        self._write_all()  # a killed evaluation may have left half a line at the end
+        self.take_parts()  # writes anew: a killed evaluation may have left half a line at the end
+
+    def count_parts(self) -> int:
+        """Return the number of answers in the files of other processes."""
+        return sum(len(read_json_lines(path)) for path in self._parts())
+
+    def take_parts(self) -> None:
+        """Move the answers of other processes into this file, also those of an evaluation that was killed."""
+        parts = list(self._parts())
+        for path in parts:
+            self.done |= {line["row"]: Prediction(**line) for line in read_json_lines(path)}
+        self._write_all()
+        for path in parts:
+            path.unlink()
+
+    def _parts(self) -> Iterator[Path]:
+        return self.path.parent.glob(f"{self.path.name}.*{PART_SUFFIX}")
 
     def record(self, key: str, value: object) -> None:
         """Add to the settings a value that is known only later; a continued evaluation finds it there."""

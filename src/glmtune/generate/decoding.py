@@ -1,6 +1,6 @@
 """Batch generation: answer several prompts with a new engine, or with one that keeps earlier turns."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 
 from glmtune.errors import ConfigError
 from glmtune.generate.engine import Engine
@@ -22,7 +22,7 @@ def decode(
     stop_ids: Collection[int],
     max_rows: int = MAX_ROWS,
     engine: Engine | None = None,
-) -> Iterator[list[tuple[int, int]]]:
+) -> Generator[list[tuple[int, int]], None, None]:
     """Yield, after each step, the new (prompt index, token id) pairs, stop tokens included.
 
     At most `max_rows` prompts are answered at once; the next one joins as soon as one has ended. A beginning

@@ -87,12 +87,15 @@ METHODS: MutableMapping[str, MethodRow] = {
 
 
 @without_false_alarms()
-def apply_method(model: "CausalLM", settings: Method) -> Any:
+def apply_method(model: "CausalLM", settings: Method, *, is_widened: bool = True) -> Any:
     """Return the model with exactly the method's weights trainable, and those in fp32.
 
-    The given model is changed in place: frozen, or given adapter layers.
+    The given model is changed in place: frozen, or given adapter layers. `is_widened`: False leaves the types
+    to the caller, who makes them fp32 one layer after the other.
     """
     tuned = METHODS[settings.name].apply(model, settings)
+    if not is_widened:
+        return tuned
     # fp32 even on a bf16 base: at bf16's 8 bits, most optimizer steps would be rounded away
     for parameter in tuned.parameters():
         if parameter.requires_grad:

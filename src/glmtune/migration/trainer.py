@@ -33,9 +33,20 @@ def carry_training(draft: RecipeDraft, *, is_full: bool) -> None:
     for part in ("optimizer", "scheduler"):
         if part in config:
             draft.lost[f"{path.name}: {part}"] = "the recipe's AdamW and schedule are used"
-    draft.lose("deepspeed", f"{what} is not used: each process holds the whole model and Adam's means")
+    if stage in _SHARING and draft.processes > 1:
+        held = "PyTorch's FSDP2 shares weights, gradients and Adam's means over the processes instead"
+        draft.tell("distributed", f"distributed=fsdp2: a card holds 1/{draft.processes} of what is below")
+        draft.put("distributed", {"name": "fsdp2"})
+        if draft.settings.get("train.precision") == "fp16":
+            text = "fp16 in the script: loss scaling is not shared out, so bf16 where the card has it"
+            draft.put("train.precision", "auto", text)
+    else:
+        held = "each process holds the whole model and Adam's means"
+    draft.lose("deepspeed", f"{what} is not used: {held}")
 
 
+_SHARING = (2, 3)
+"""Stages of ZeRO that share out more than Adam's means. Source: arxiv.org/abs/1910.02054."""
 _FULL_MEMORY = (
     "each card needs 16 bytes a parameter (weights, gradients and AdamW's means in fp32): 100 GB for the "
     "6.2 billion of ChatGLM-6B, and activations; train.optimizer=adamw_8bit needs 10 bytes, method=lora 2"

@@ -4,19 +4,27 @@ import torch
 
 from glmtune.errors import ConfigError
 
+BALANCED = "balanced"
+"""The setting that spreads a model over all cards, to answer."""
+
 
 def resolve_device(requested: str | torch.device) -> torch.device:
-    """Return the requested device; "auto" is CUDA if there is a card, else the CPU.
+    """Return the requested device; "auto" is CUDA if there is a card, else the CPU; "balanced" is CUDA.
 
     Raises ConfigError for an unknown device, or one that this machine lacks.
     """
     if requested == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if requested == BALANCED and not torch.cuda.is_available():
+        raise ConfigError(
+            "device: balanced spreads a model over several cards, and torch sees none", hint="device=cpu"
+        )
     try:
-        device = torch.device(requested)
+        device = torch.device("cuda" if requested == BALANCED else requested)
     except RuntimeError:
         raise ConfigError(
-            f"device: {requested!r} is unknown", hint="device=auto, device=cpu, device=cuda or device=cuda:1"
+            f"device: {requested!r} is unknown",
+            hint="device=auto, device=cpu, device=cuda or device=cuda:1; device=balanced: all cards",
         ) from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device: {requested} is not there: torch sees no CUDA device", hint="device=cpu")

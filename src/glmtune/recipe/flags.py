@@ -99,7 +99,7 @@ NOT_CARRIED: Mapping[str, str] = {
     "load_best_model_at_end": "a run's `best` link is that checkpoint",
     "dataloader_drop_last": "the last rows of an epoch are a smaller step",
     "fp16_opt_level": "apex is not used",
-    "fsdp": "each process holds the whole model",
+    "fsdp": "distributed=fsdp2 shares the weights out",
 }
 """Flags whose meaning is lost, and the reason or replacement."""
 

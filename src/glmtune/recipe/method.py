@@ -32,6 +32,8 @@ class MethodSettings(Settings):
     Published rates differ between scripts, not between families."""
     lr_source: ClassVar[str]
     """Source of that rate, for the run's log."""
+    depends_on_length: ClassVar[bool] = False
+    """True if a step is another one in a run of another number of steps."""
 
 
 class Full(MethodSettings):
@@ -128,6 +130,7 @@ class AdaLora(LowRank):
     """The authors' rate for writing text (XSum, with ranks 12 -> 8 and alpha 32 too); for classification they
     go to 1e-3 and beyond. Source: https://github.com/QingruZhang/AdaLoRA, NLG_QA/scripts/run_bart_xsum.sh."""
     lr_source: ClassVar[str] = "QingruZhang/AdaLoRA, run_bart_xsum.sh"
+    depends_on_length: ClassVar[bool] = True
     name: Literal["adalora"] = "adalora"
     init_r: int = Field(12, ge=2, le=MAX_SIZE)
     """Rank of every target at the start."""

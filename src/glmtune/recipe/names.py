@@ -79,7 +79,7 @@ NEEDLESS: Mapping[str, str] = {
     **DROPPED,
     **NOT_CARRIED,
     "deepspeed": "each process holds the whole model; several cards: "
-    "`torchrun --nproc-per-node 2 -m glmtune train ...`",
+    "`torchrun --nproc-per-node 2 -m glmtune train ...`; distributed=fsdp2 shares it out",
     "stage": "rows with an answer are learned, always",
     "task_type": "the model's folder says it",
     "lora_bias": "biases are not trained",

@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 from glmtune.charset import AUTO, UTF8, find_codec
 from glmtune.paths import find_rows, join_hint
 from glmtune.recipe.base import MAX_SIZE, NameIn, SettingError, Settings
+from glmtune.recipe.distributed import Ddp, Engine
 from glmtune.recipe.method import Lora, Method, TrainedPart
 from glmtune.recipe.objective import Objective, Sft
 from glmtune.recipe.retain import Retain
@@ -255,7 +256,7 @@ class Recipe(Settings):
     memory; `nf4` is QLoRA's format, with double quantisation (extra `bitsandbytes`); empty: as stored. A
     folder that is already quantised needs no setting."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, `cuda:1`, ..."""
+    """`auto`, `cpu`, `cuda`, `cuda:1`, ...; `balanced`: one model over all cards, to evaluate and chat."""
     output: Path | None = None
     """Folder of the run, which must be new or empty; left out: `runs/<model>-<method>`, with a recipe file
     `runs/<model>-<recipe>`, followed by the method unless the recipe's name contains it."""
@@ -267,6 +268,8 @@ class Recipe(Settings):
     """The rows."""
     train: Train = Train()
     """The training."""
+    distributed: Engine = Ddp()
+    """Engine of a training with several processes; a single one has none."""
     retain: Retain = Retain()
     """The abilities of the base, kept and measured."""
     samples: Samples = Samples()

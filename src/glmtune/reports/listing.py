@@ -10,8 +10,9 @@ from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.files import given_path, unreadable
 from glmtune.reports.recorded_run import Scores, describe_method, read_run, read_scores
 from glmtune.run_files import METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
+from glmtune.run_process import LIVE, RunStateName, recorded_state
 
-State = Literal["finished", "stopped", "broken"]
+State = RunStateName | Literal["broken"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +21,7 @@ class Entry:
 
     path: Path
     state: State
-    """`finished`: reached its last step or ran out of patience; `stopped`: did not, or is still training."""
+    """`finished`: reached its last step or ran out of patience; `broken`: its files cannot be read."""
     changed: datetime
     """Time of the last change of its recipe or metrics."""
     problem: str = ""
@@ -70,6 +71,7 @@ def _entry(folder: Path) -> Entry:
     try:
         run = read_run(folder)
         scores = tuple(read_scores(run))
+        recorded = recorded_state(folder)
     except GlmtuneError as err:
         return Entry(path=folder, state="broken", changed=changed, problem=str(err))
     problem = ""
@@ -78,7 +80,10 @@ def _entry(folder: Path) -> Entry:
             find_checkpoint(folder, name)
     except CheckpointError as err:
         problem = str(err)
-    state: State = "broken" if problem else "finished" if run.is_finished else "stopped"
+    # whether it is finished its figures say: their last step may be of a later process than the record
+    ended: State = "stopped" if recorded in (None, "finished") else recorded
+    ended = "finished" if run.is_finished else ended
+    state: State = "broken" if problem else recorded if recorded in LIVE else ended
     return Entry(
         path=folder,
         state=state,

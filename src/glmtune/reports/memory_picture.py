@@ -18,6 +18,7 @@ COLOURS = {
     **dict.fromkeys(("weights", "codes"), "#0072B2"),
     "scales": "#56B4E9",
     "not quantised": "#99B7CC",
+    "gathered": "#99B7CC",
     "adapter": "#009E73",
     "prefix": "#009E73",
     "gradients": "#F0E442",

@@ -225,6 +225,12 @@ def read_forgetting(run: RecordedRun) -> dict[str, Any]:
     return {}
 
 
+def has_one_round(run: Path) -> bool:
+    """Return True for a run whose rows all have one round; False too where that was not recorded."""
+    facts = read_json_if_there(run / ENVIRONMENT_FILE, is_ours=True)
+    return facts.get("rows_of_several_rounds") == 0
+
+
 def _thudm(scores: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in scores["thudm"].items() if name != "num_empty"}
 

@@ -72,17 +72,17 @@ def fit(
 
     `steps` gives (step number, this process's micro-batches). The sum of losses is divided once by the
     learned tokens of the whole step, so 8 micro-batches of 1 equal 1 micro-batch of 8, and two processes
-    equal one, even if completions differ in length. `module` is the objective, maybe inside
-    DistributedDataParallel; `processes` has prepared it and `optimizer`. `sources` names those of the rows.
-    Raises `TrainingError` before the optimizer's step if loss or gradient is not finite or exactly 0; `guard`
-    can name the rows.
+    equal one, even if completions differ in length. `module` is the objective as `processes` wraps it, which
+    have prepared `optimizer` too. `sources` names those of the rows. Raises `TrainingError` before the
+    optimizer's step if loss or gradient is not finite or exactly 0; `guard` can name the rows.
     """
     guard = guard or Guard(objective, processes, lower_lr=float(schedule.base_lrs[0]) / 10)
     meter = meter or MemoryMeter(processes.device)
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    trainable = processes.trained(module)
     start = time.perf_counter()
     for step, micro in steps:  # what it takes to make the batches is a part of the step's time
         module.train()
+        processes.enter(f"step {step}")
         # the divisor of every loss in this step, so it must be known before the first backward pass
         items, tokens = _count_tokens(processes, micro, objective)
         losses = _StepLosses(sources, processes)
@@ -181,6 +181,7 @@ def mean_loss(objective: ObjectiveModule, batches: Sequence[Batch], processes: P
             total += float(objective(batch.to(processes.device)))
         items += objective.weight(batch)
     objective.train(was_training)
+    processes.settle()
     sums = torch.tensor([total, items], dtype=torch.float64, device=processes.device)
     loss, count = processes.total(sums).tolist()
     return float(loss / max(count, 1))

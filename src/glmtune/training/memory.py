@@ -13,6 +13,7 @@ from glmtune.models.products import decoding_bytes
 from glmtune.models.quant import quantised_layers
 from glmtune.quants import BITS
 from glmtune.recipe import TrainedPart
+from glmtune.training.sharding import own_bytes
 
 GIB = 2**30
 FAILED = (
@@ -47,7 +48,7 @@ def weights_by_part(model: nn.Module, kept: TrainedPart) -> dict[str, int]:
     sizes = dict.fromkeys((*(("codes", "scales") if layers else ()), rest, *filter(None, [added])), 0)
     for tensor in (*model.parameters(), *model.buffers()):
         part = added if added and tensor.requires_grad else kinds.get(id(tensor), rest)
-        sizes[part] += tensor.nbytes
+        sizes[part] += own_bytes(tensor)
     return sizes
 
 

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from glmtune.extras import require
 from glmtune.recipe import Train
+from glmtune.training.sharding import is_shared_out, own_bytes, own_part
 
 
 def find_optimizer(settings: Train) -> Callable[..., Optimizer]:
@@ -49,20 +50,24 @@ def build_optimizer(model: nn.Module, settings: Train) -> Optimizer:
     return optimizer
 
 
-def state_bytes(model: nn.Module, settings: Train | None, *, num_processes: int) -> int:
+def state_bytes(model: nn.Module, settings: Train | None, *, num_processes: int, shared_by: int = 1) -> int:
     """Return the bytes of the trained weights' gradients and, with settings, of the optimizer's means.
 
-    Several processes each hold the gradients once more, to exchange them.
+    Several processes each hold the gradients once more, to exchange them, unless they share them: weights
+    that are shared already count with their part, of others that will be `shared_by` tells it.
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained) * (2 if num_processes > 1 else 1)
+    trained = [own_part(p) for p in model.parameters() if p.requires_grad]
+    is_shared = shared_by > 1 or any(is_shared_out(p) for p in model.parameters())
+    copies = 2 if num_processes > 1 and not is_shared else 1
+    gradients = sum(p.numel() * p.element_size() for p in trained) * copies // shared_by
     if settings is None:
         return gradients
     embeddings = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     is_8bit = settings.optimizer == "adamw_8bit"
-    return gradients + sum(
+    means = sum(
         p.numel() * (2 if is_8bit and p.numel() >= 4096 and id(p) not in embeddings else 8) for p in trained
     )
+    return gradients + means // shared_by
 
 
 def update_bytes(model: nn.Module, device: torch.device) -> int:
@@ -71,7 +76,7 @@ def update_bytes(model: nn.Module, device: torch.device) -> int:
     On a CPU of one weight after the other, on a card of all at once, one number for each.
     Source: pytorch 2.13, torch/optim/adamw.py, `_single_tensor_adamw` and `_multi_tensor_adamw`.
     """
-    sizes = [p.numel() * p.element_size() for p in model.parameters() if p.requires_grad]
+    sizes = [own_bytes(p) for p in model.parameters() if p.requires_grad]
     return 2 * max(sizes, default=0) if device.type == "cpu" else sum(sizes)
 
 

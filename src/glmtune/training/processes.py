@@ -4,8 +4,10 @@ This is the only module that imports accelerate.
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -14,7 +16,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+from glmtune.errors import ConfigError
+from glmtune.recipe.distributed import Ddp, EngineSettings
+from glmtune.training import heartbeat, sharding
 
 Value = TypeVar("Value")
 
@@ -25,19 +32,32 @@ class Processes:
     All processes must call the methods that exchange values: `total`, `is_any`, `gather`, `firsts`, `wait`.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", *, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        *,
+        precision: str = "fp32",
+        engine: EngineSettings | None = None,
+    ) -> None:
         """Join the processes on `cpu` or `cuda`, where each takes a GPU of its own.
 
-        `precision` is fp32, bf16, or fp16 with loss scaling.
+        `precision` is fp32, bf16, or fp16 with loss scaling; `engine` shares the training (default: DDP).
+        Raises `ConfigError` for more processes than cards.
         """
         self._is_on_cpu = torch.device(device).type == "cpu"
         self.precision = precision
         """Type of forward and backward passes: fp32, bf16 or fp16. Fixed from the first pass on."""
-        state = PartialState(cpu=self._is_on_cpu)
+        self.engine = engine or Ddp()
+        if not self._is_on_cpu:
+            _require_card()
+        state = PartialState(cpu=self._is_on_cpu, timeout=timedelta(seconds=self.engine.timeout_s))
         self.rank: int = state.process_index
         """Number of this process, from 0."""
         self.number: int = state.num_processes
         self.device: torch.device = state.device
+        self._heartbeat = heartbeat.begin(self.rank, self.number) if self.number > 1 else None
+        self._root: nn.Module | None = None
+        self._is_joined = False
 
     @cached_property
     def _accelerator(self) -> Accelerator:
@@ -50,6 +70,11 @@ class Processes:
     def is_main(self) -> bool:
         """True if this process writes the run's files."""
         return self.rank == 0
+
+    def enter(self, place: str) -> None:
+        """Note the part of the run that this process is in from here on, `step 7`: others may wait for it."""
+        if self._heartbeat:
+            self._heartbeat.place = place
 
     def total(self, value: Tensor) -> Tensor:
         """Return the sum of all processes' values."""
@@ -74,9 +99,76 @@ class Processes:
         """Wait until all processes have come here."""
         self._accelerator.wait_for_everyone()
 
+    @property
+    def sharing(self) -> "Processes | Alone":
+        """The processes among which rows are dealt out, for passes without gradients.
+
+        Where each holds a part of the weights, all must take part in every pass: each has all rows.
+        """
+        return self if self._root is None else Alone(self)
+
+    @property
+    def shared_by(self) -> int:
+        """Number of processes that a weight is shared over: 1 where each holds all of it."""
+        return self.number if self.engine.shares_weights else 1
+
+    def share(self, module: nn.Module) -> None:
+        """Share the weights of an objective over the processes, in place, if the engine does that."""
+        sharding.share_weights(module, self.device, self.number)
+        self._root = module
+
+    def joined(self) -> AbstractContextManager[None]:
+        """Return a context in which parts of the model can be called, not only the objective.
+
+        All processes must enter it, and make the same passes within it.
+        """
+        return nullcontext() if self._root is None else self._joining(self._root)
+
+    @contextmanager
+    def _joining(self, root: nn.Module) -> Iterator[None]:
+        before, self._is_joined = self._is_joined, True
+        try:
+            with sharding.outer_weights(root):
+                yield
+        finally:
+            self._is_joined = before
+
+    def whole(self, *, is_changed: bool = False) -> AbstractContextManager[None]:
+        """Return a context in which the trained weights are whole in the first process, to be saved.
+
+        With `is_changed` they are whole in all, which go on with what is in them at its end. All processes
+        must enter it.
+        """
+        if self._root is None:
+            return nullcontext()
+        return sharding.whole_trained(self._root, keeps=self.is_main or is_changed, is_changed=is_changed)
+
+    def settle(self) -> None:
+        """Give back the shared weights that passes without gradients have left whole."""
+        if self._root is not None and not self._is_joined:
+            sharding.settle(self._root)
+
+    def trained(self, module: nn.Module) -> list[nn.Parameter]:
+        """Return the weights of a module that are trained, as the optimizer has them."""
+        self.settle()
+        return [p for p in module.parameters() if p.requires_grad]
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return an optimizer's state with whole tensors, in the first process; all must call it."""
+        state: dict[str, Any] = optimizer.state_dict()
+        return state if self._root is None else sharding.whole_state(state, keeps=self.is_main)
+
+    def restore_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Restore the result of `optimizer_state`."""
+        if self._root is not None:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            state = sharding.shared_state(state, weights)
+        optimizer.load_state_dict(dict(state))
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return a module whose gradients are averaged over all processes."""
-        if self.number == 1:  # DistributedDataParallel would cost time and memory for nothing
+        # DistributedDataParallel would cost a single process time and memory for nothing
+        if self.number == 1 or self._root is not None:
             return module
         wrapped: nn.Module = self._accelerator.prepare_model(module)
         return wrapped
@@ -93,8 +185,9 @@ class Processes:
 
     def exchanging(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Return a context for one micro-batch that exchanges gradients only in the last one of a step."""
-        # DistributedDataParallel would exchange in each backward pass, though only the step's sum is needed
-        if is_last:
+        # DistributedDataParallel would exchange in each backward pass, though only the step's sum is needed;
+        # shared weights' gradients are exchanged in each, or every process would hold all of them
+        if is_last or self._root is not None:
             return nullcontext()
         without_exchange: AbstractContextManager[None] = self._accelerator.no_sync(module)
         return without_exchange
@@ -105,7 +198,8 @@ class Processes:
 
     def clip(self, weights: Iterable[nn.Parameter], max_norm: float) -> float:
         """Undo loss scaling, clip the gradients' norm to `max_norm` (0: no limit), return the norm before."""
-        return float(self._accelerator.clip_grad_norm_(weights, max_norm or math.inf))
+        norm = self._accelerator.clip_grad_norm_(weights, max_norm or math.inf)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     @property
     def has_skipped(self) -> bool:
@@ -126,3 +220,35 @@ class Processes:
     def restore_scaler(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `scaler_state`."""
         self._accelerator.scaler.load_state_dict(state)
+
+
+class Alone:
+    """One of several processes that each have all rows, and make the same passes."""
+
+    rank, number = 0, 1
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self.device, self.is_main = processes.device, processes.is_main
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return a context in which forward passes compute in the run's precision."""
+        return self._processes.autocast()
+
+    def gather(self, value: Value) -> list[Value]:
+        """Return the value, which all have."""
+        return [value]
+
+    def firsts(self, value: Value) -> Value:
+        """Return the first process's value in all processes."""
+        return self._processes.firsts(value)
+
+
+def _require_card() -> None:
+    """Raise `ConfigError` if this process has no card of its own."""
+    own, cards = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if own >= cards:
+        raise ConfigError(
+            f"--nproc: process {own} of this machine has no card: torch sees {cards}",
+            hint=f"at most {cards} processes; or device=cpu",
+        )

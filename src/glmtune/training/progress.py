@@ -5,8 +5,10 @@ Source of the format: HarderThenHarder/transformers_tasks, LLM/chatglm_finetune/
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from glmtune.training.loop import StepLog
+if TYPE_CHECKING:
+    from glmtune.training.loop import StepLog  # loads torch
 
 
 class Progress:
@@ -17,7 +19,7 @@ class Progress:
         self.steps_per_epoch = steps_per_epoch
         self._since: list[StepLog] = []
 
-    def add(self, log: StepLog) -> None:
+    def add(self, log: "StepLog") -> None:
         """Add the log of one step."""
         self._since.append(log)
 
@@ -37,7 +39,7 @@ class Progress:
         )
 
 
-def show_figures(logs: Sequence[StepLog], steps: int) -> tuple[str, ...]:
+def show_figures(logs: "Sequence[StepLog]", steps: int) -> tuple[str, ...]:
     """Return loss, time left, speed and memory for a progress bar, means of some steps; the loss first."""
     last, seconds = logs[-1], sum(log.step_s for log in logs)
     return (

@@ -34,7 +34,7 @@ def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Proces
     if processes.device.type == "cuda":
         random_state["cuda"] = torch.cuda.get_rng_state(processes.device)
     state: dict[str, Any] = {
-        "optimizer": optimizer.state_dict(),
+        "optimizer": processes.optimizer_state(optimizer),
         "schedule": schedule.state_dict(),
         "random": processes.gather(random_state),
     }
@@ -43,16 +43,25 @@ def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Proces
     return state
 
 
+def tensor_bytes(value: object) -> int:
+    """Return the bytes of all tensors in a state."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.itemsize
+    if isinstance(value, Mapping):
+        return sum(map(tensor_bytes, value.values()))
+    return sum(map(tensor_bytes, value)) if isinstance(value, list | tuple) else 0
+
+
 def write_state(state: Mapping[str, Any], folder: Path) -> None:
     """Write a state as state.pt. Raises OSError if the disk does not take it."""
     write_pickle(state, folder / STATE_FILE)
 
 
-def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[str, Any]:
+def read_state(folder: Path, *, step: int | None) -> dict[str, Any]:
     """Read a state from `write_state`: the parts of `collect_state` and the caller's own, such as `standing`.
 
     `step` is the checkpoint's. Raises `CheckpointError` if the file is missing or damaged, or was saved at
-    another step or by another number of processes.
+    another step.
     """
     path = folder / STATE_FILE
     try:
@@ -66,16 +75,11 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
             hint=train_on_hint(path.parent),
         )
     with as_state(path):  # a damaged file may have any types in these places
-        saved_at, processes = state["standing"]["step"], len(state["random"])
+        saved_at, _ = state["standing"]["step"], state["random"][0]
     if step is not None and saved_at != step:
         raise CheckpointError(
             f"{path}: saved at step {saved_at}, beside weights of step {step}",
             hint=train_on_hint(path.parent),
-        )
-    if processes != num_processes:
-        raise CheckpointError(
-            f"{path}: saved by {processes} processes, resumed by {num_processes}",
-            hint="resume with the same number of processes",
         )
     return state
 
@@ -83,12 +87,16 @@ def read_state(folder: Path, *, step: int | None, num_processes: int) -> dict[st
 def restore_state(
     state: Mapping[str, Any], optimizer: Optimizer, schedule: LRScheduler, processes: Processes
 ) -> None:
-    """Restore the result of `collect_state`, with this process's own random numbers."""
-    optimizer.load_state_dict(state["optimizer"])
+    """Restore the result of `collect_state`, with this process's own random numbers.
+
+    If it was saved by fewer processes, those that are new begin with numbers drawn from the others'.
+    """
+    processes.restore_optimizer(optimizer, state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if processes.loss_scale is not None:
         processes.restore_scaler(state["scaler"])
-    random_state = state["random"][processes.rank]
+    saved = state["random"]
+    random_state = saved[processes.rank % len(saved)]
     torch.set_rng_state(random_state["torch"])
     kind, keys, *rest = random_state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -96,6 +104,11 @@ def restore_state(
     random.setstate((version, tuple(internal), gauss_next))
     if processes.device.type == "cuda":
         torch.cuda.set_rng_state(random_state["cuda"], processes.device)
+    if processes.rank >= len(saved):
+        seed = int(torch.randint(2**31, ())) + processes.rank
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)  # of the GPU too
 
 
 @contextmanager

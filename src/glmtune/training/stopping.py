@@ -21,6 +21,27 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM raises `Interrupted`, as Ctrl-C KeyboardInterrupt, instead of ending the process.
+
+    A handler that is set already stays. Outside of the main thread nothing changes.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted("interrupted", number=number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class StopRequest:
     """A request to end the run, made by a signal to this process."""
 

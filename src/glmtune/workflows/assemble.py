@@ -1,6 +1,7 @@
 """Build the parts of a run from its plan: load the base, put the adapter on, build optimizer and guard."""
 
 from collections.abc import Generator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from glmtune.adapters.off import without_adapter
 from glmtune.adapters.proof import Check, proof_line
 from glmtune.adapters.store import Tensors, load_adapter, restore_trained
 from glmtune.data.batches import Batch, collate, divide
@@ -33,7 +35,7 @@ from glmtune.training.stopping import StopRequest
 from glmtune.workflows.cards import Untrained, look_at_base
 from glmtune.workflows.events import Event, Note, drain
 from glmtune.workflows.fitting import fit_into_memory
-from glmtune.workflows.nearness import keep_near_base, record_own_rows
+from glmtune.workflows.nearness import is_switched_off, keep_near_base, record_own_rows
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.rates import is_rate_high, lower_rate
 from glmtune.workflows.remedies import Memory
@@ -42,6 +44,7 @@ from glmtune.workflows.report_forgetting import reference_of_run
 from glmtune.workflows.retention import Reference
 from glmtune.workflows.rows import first_row
 from glmtune.workflows.run_writer import RunWriter
+from glmtune.workflows.sharing import load_to_share, require_shareable
 
 if TYPE_CHECKING:
     from glmtune.workflows.forecast import Forecast
@@ -112,24 +115,24 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     settings, processes = plan.recipe.train, plan.processes
     new_figure()  # imports matplotlib: what a run takes later it takes before its memory is looked at
     meter = MemoryMeter(processes.device)
-    base = _load_base_to_train(plan)
-    # before the method is applied: full and freeze change the base's own weights
-    untrained = look_at_base(base, plan.location, plan.tokenizer)
-    meter.end("loading")
-    reference = yield from reference_of_run(plan, base)
-    if reference:
-        meter.end("report")
-    plan = yield from answer_replay(plan, base)
-    plan = yield from record_own_rows(plan, base)
-    torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
-    model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
-    yield Note(trainable_line(model))
-    yield first_row(plan.tokenizer, plan.rows.train.rows)
-    objective = build_objective(model, plan.recipe.objective)
+    if processes.engine.shares_weights:
+        objective, asked = yield from _load_shared(plan, meter)
+    else:
+        base = _load_base_to_train(plan)
+        # before the method is applied: full and freeze change the base's own weights
+        asked = yield from _ask_base(plan, base, meter)
+        torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
+        model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
+        yield Note(trainable_line(model))
+        yield first_row(plan.tokenizer, plan.rows.train.rows)
+        objective = build_objective(model, plan.recipe.objective)
+    plan, untrained, reference = asked
+    model = objective.model
     yield from keep_near_base(plan, objective)
     meter.end("loading")
     plan, memory = yield from fit_into_memory(plan, objective)
     meter.end("probe")
+    processes.settle()
     limit = meter.limit(memory.free, mapped_bytes((*model.parameters(), *model.buffers())))
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, settings)
@@ -160,6 +163,40 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     )
 
 
+def _ask_base(
+    plan: Plan, base: CausalLM, meter: MemoryMeter
+) -> Generator[Event, None, tuple[Plan, Untrained, Reference | None]]:
+    """Take of the base what a run keeps of it; return it, with the plan as the base's answers make it."""
+    untrained = look_at_base(base, plan.location, plan.tokenizer)
+    meter.end("loading")
+    reference = yield from reference_of_run(plan, base)
+    if reference:
+        meter.end("report")
+    plan = yield from answer_replay(plan, base)
+    plan = yield from record_own_rows(plan, base)
+    return plan, untrained, reference
+
+
+def _load_shared(
+    plan: Plan, meter: MemoryMeter
+) -> Generator[Event, None, tuple[ObjectiveModule, tuple[Plan, Untrained, Reference | None]]]:
+    """Return the objective with weights shared over the processes, and what `_ask_base` returns.
+
+    The model is mapped from its files, and shared layer by layer; so the method is applied before, and the
+    base asked after that, with the method's weights switched off.
+    """
+    require_shareable(plan)
+    base, method = load_to_share(plan), plan.recipe.method
+    torch.manual_seed(plan.recipe.train.seed)  # new adapter weights are equal on every process
+    model = yield from _add_trainable_weights(base, plan.location, method, is_widened=False)
+    yield Note(trainable_line(model))
+    yield first_row(plan.tokenizer, plan.rows.train.rows)
+    objective = build_objective(model, plan.recipe.objective)
+    plan.processes.share(objective)
+    with without_adapter(model) if is_switched_off(plan) else nullcontext(), plan.processes.joined():
+        return objective, (yield from _ask_base(plan, model, meter))
+
+
 def _load_base_to_train(plan: Plan) -> CausalLM:
     """Load the model that the method is applied to, without an adapter that may lie on it."""
     is_whole = plan.recipe.method.kept is TrainedPart.MODEL
@@ -174,14 +211,16 @@ def _load_base_to_train(plan: Plan) -> CausalLM:
 
 
 def _add_trainable_weights(
-    base: CausalLM, location: Location, method: Method
+    base: CausalLM, location: Location, method: Method, *, is_widened: bool = True
 ) -> Generator[Note, None, CausalLM]:
     """Return the base with the method's trainable weights: new ones, or those of the location's adapter.
+
+    `is_widened`: False leaves the base's own weights in the type that they are held in.
 
     Notes which checks the adapter passed. Raises `CheckpointError` if it is not as it was saved.
     """
     if location.adapter is None:
-        new_model: CausalLM = apply_method(base, method)
+        new_model: CausalLM = apply_method(base, method, is_widened=is_widened)
         if method.kept is TrainedPart.WEIGHTS:
             read_unrounded(new_model, location.folder)
         return new_model

@@ -25,7 +25,7 @@ from glmtune.models.quant import held_quant
 from glmtune.strict import parse_json
 from glmtune.templates import Message, Taught
 from glmtune.tokenizers.protocol import Tokenizer
-from glmtune.training.processes import Processes
+from glmtune.training.processes import Alone, Processes
 
 PART = 32
 """Prompts that each process answers before they are kept."""
@@ -65,7 +65,7 @@ def answer_prompts(
     max_new_tokens: int,
     cache: Path | None,
     sampling: Sampling = OWN_DISTRIBUTION,
-    processes: Processes | None = None,
+    processes: Processes | Alone | None = None,
 ) -> list[BaseAnswer]:
     """Return the model's answer to each turn of the prompts, in their order.
 
@@ -90,7 +90,7 @@ class Answering:
         sampling: Sampling,
         *,
         cache: Path | None = None,
-        processes: Processes | None = None,
+        processes: Processes | Alone | None = None,
     ) -> None:
         """Take a model without an adapter. `taught`: texts in front of each prompt, as in a chat.
 

@@ -1,18 +1,41 @@
 """Save a run's checkpoints, and continue a run from its last one."""
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
 
 from glmtune.adapters.card import Card
 from glmtune.adapters.origin import check_base, require_files
 from glmtune.adapters.proof import check_recorded, proof_line, recorded_difference
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
+from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.files import copy_small_files
 from glmtune.load import check_outline
 from glmtune.locations import resolve
 from glmtune.recipe import TrainedPart
-from glmtune.run_files import last_checkpoint, make_folder, replacing
-from glmtune.training.state import STATE_FILE, as_state, collect_state, read_state, restore_state, write_state
+from glmtune.run_files import (
+    cannot_write,
+    last_checkpoint,
+    list_checkpoints,
+    make_folder,
+    replacing,
+    set_aside,
+    sync,
+)
+from glmtune.training.state import (
+    STATE_FILE,
+    as_state,
+    collect_state,
+    read_state,
+    restore_state,
+    tensor_bytes,
+    write_state,
+)
 from glmtune.workflows.cards import Untrained, write_card
 from glmtune.workflows.events import Note, Saved
 
@@ -31,65 +54,161 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
     if run.pruning:
         state["pruning"] = run.pruning.state_dict()
     plan, step = run.plan, run.progress.step
-    card = write_card(
-        run.recipe,
-        plan.location,
-        run.base,
-        plan.tokenizer,
-        run.model,
-        row_hashes=plan.row_hashes,
-        step=step,
-    )
+    with run.processes.joined():
+        card = write_card(
+            run.recipe,
+            plan.location,
+            run.base,
+            plan.tokenizer,
+            run.model,
+            row_hashes=plan.row_hashes,
+            step=step,
+        )
     path, is_whole = run.writer.checkpoint_path(step), run.recipe.method.kept is TrainedPart.MODEL
-    if run.is_main:
-        make_folder(path.parent)
-        with replacing(path) as partial:
-            partial.mkdir()
-            if is_whole:
-                copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
-            write_state(state, partial)
-            save_trained(run.model, partial, card)
-            if not last_checkpoint(run.writer.folder):
-                # a run's first checkpoint must open again: better an error now than after days of training
-                check_outline(resolve(partial, base=None if is_whole else plan.location.base))
-        # link before pruning: `best` and `last` never point at a folder that is gone
-        run.writer.link_checkpoint(step, best_step=run.progress.best_step)
-        run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
+    with run.processes.whole():  # entered by all, before the main process writes
+        if run.is_main:
+            make_folder(path.parent)
+            with _saying_what_is_kept(run, state), replacing(path, is_durable=True) as partial:
+                sync(run.writer.metrics_path)  # a checkpoint never stands without the lines up to its step
+                partial.mkdir()
+                if is_whole:
+                    copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
+                write_state(state, partial)
+                save_trained(run.model, partial, card)
+                if not last_checkpoint(run.writer.folder):
+                    # a run's first checkpoint must open again: better an error now than after days
+                    check_outline(resolve(partial, base=None if is_whole else plan.location.base))
+            # link before pruning: `best` and `last` never point at a folder that is gone
+            run.writer.link_checkpoint(step, best_step=run.progress.best_step)
+            run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
     run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
 
 
-def restore_run(run: "Run") -> Note:
-    """Load the last checkpoint into a run: weights, optimizer, schedule, random numbers, progress.
+@contextmanager
+def _saying_what_is_kept(run: "Run", state: Mapping[str, Any]) -> Iterator[None]:
+    """Say in the error of a full disk how much a checkpoint takes, what is kept and how to go on."""
+    try:
+        yield
+    except OutputError as err:
+        folder, cause = run.writer.folder, err.__cause__
+        kept = list_checkpoints(folder)
+        if not kept or not isinstance(cause, OSError | SafetensorError):
+            raise
+        trained = sum(
+            weight.numel() * weight.itemsize for weight in run.model.parameters() if weight.requires_grad
+        )
+        path = run.writer.checkpoint_path(run.progress.step)
+        told = cannot_write(path, cause, num_bytes=trained + tensor_bytes(state))
+        raise OutputError(
+            f"{told}; {kept[-1].name} and what was before it are whole",
+            hint=f"{told.hint}, then go on: `glmtune train {shlex.quote(str(folder))} --resume`",
+        ) from cause
 
-    The run's files go back to that step too. Returns the note to show. Raises `CheckpointError`.
+
+@dataclass(frozen=True, slots=True)
+class WholeCheckpoint:
+    """A checkpoint whose files are as they were saved, and newer ones that are not."""
+
+    folder: Path
+    card: Card | None
+    """None if an early version saved it, without hashes of its files."""
+    state: dict[str, Any]
+    damaged: tuple[tuple[Path, CheckpointError], ...]
+    """Newer checkpoints, each with what is wrong."""
+
+
+def newest_whole(folder: Path) -> WholeCheckpoint:
+    """Return the newest checkpoint of a run whose files are as they were saved.
+
+    Every byte is read. Raises `CheckpointError` if there is none, saying what is wrong with each.
     """
-    last = last_checkpoint(run.writer.folder)
-    assert last is not None
-    card = read_card(last)
-    # before any weight is read: a missing or cut file is named as such
-    if card:
-        require_files(last, card)
+    damaged: list[tuple[Path, CheckpointError]] = []
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            card = read_card(path)
+            if card:
+                require_files(path, card)
+            state = read_state(path, step=card.step if card else None)
+            return WholeCheckpoint(path, card, state, tuple(damaged))
+        except CheckpointError as err:
+            damaged.append((path, err))
+    first = damaged[0][1]
+    if len(damaged) == 1:
+        raise first
+    raise CheckpointError(
+        f"{folder}: none of its {len(damaged)} checkpoints is whole: "
+        + "; ".join(str(e) for _, e in damaged),
+        hint=first.hint,
+    )
+
+
+def restore_run(run: "Run") -> Iterator[Note]:
+    """Load the newest whole checkpoint into a run: weights, optimizer, schedule, random numbers, progress.
+
+    The run's files go back to that step too; newer checkpoints, which are damaged, get another name. Yields
+    the notes to show. Raises `CheckpointError`.
+    """
+    found = newest_whole(run.writer.folder)
+    last, card, state = found.folder, found.card, found.state
     if card and card.fingerprint:
         check_base(last, card, run.plan.location.folder)
     if run.pruning is None:
-        restore_trained(run.model, last)
-    state = read_state(last, step=card.step if card else None, num_processes=run.processes.number)
+        with run.processes.whole(is_changed=True):
+            restore_trained(run.model, last)
     with as_state(last / STATE_FILE):
         restore_state(state, run.optimizer, run.schedule, run.processes)
         if run.pruning:  # AdaLoRA's state has the weights as well: the adapter's files lack pruned directions
             run.pruning.load_state_dict(state["pruning"])
         run.progress = replace(run.progress, **state["standing"])
+        num_processes = len(state["random"])
     if run.pruning:
         require_saved(run.model, last)  # the state's weights are those of the adapter's files
+    _require_steps_left(run)
+    best = run.progress.best_step
+    damage = _damage_of(run.writer.checkpoint_path(best)) if best not in (None, run.progress.step) else ""
+    run.processes.wait()  # until all have read what is given another name now
+    for path, problem in found.damaged:
+        aside = set_aside(path) if run.is_main else path
+        yield Note(f"{path.name} is not whole, and is kept as {aside}: {problem}", is_warning=True)
     if run.is_main:
         keep = run.recipe.train.keep_checkpoints
-        run.writer.go_back(run.progress.step, keep=keep, best_step=run.progress.best_step)
+        run.writer.go_back(run.progress.step, keep=keep, best_step=best)
+    if damage:
+        yield Note(f"the best checkpoint so far is not whole: {damage}", is_warning=True)
+    for key, values in run.plan.changed.items():
+        yield Note(f"{key}: {values}; recipe.yaml has that now")
+    if num_processes != run.processes.number:
+        yield Note(
+            f"saved by {num_processes} process{'es' * (num_processes > 1)}, gone on with by "
+            f"{run.processes.number}: the steps have the same rows; dropout draws other numbers"
+        )
     num_steps = run.plan.num_steps
     steps_left = f"resumed from {last.name}: {num_steps - run.progress.step} of {num_steps} steps to go"
-    changed = _changed_type(card, run.base) if card else ""
-    return Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))
+    changed = _changed_type(card, run.base) if card else "saved without hashes of its files"
+    yield Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))
+
+
+def _require_steps_left(run: "Run") -> None:
+    """Raise `ConfigError` if a run is resumed with fewer steps than it has made."""
+    made, steps = run.progress.step, run.plan.num_steps
+    if made > steps:
+        raise ConfigError(
+            f"{run.writer.folder}: {made} steps are made already, and train.steps is {steps} here",
+            hint=f"more than {made}, or begin anew, with another folder: output=FOLDER",
+        )
+
+
+def _damage_of(checkpoint: Path) -> str:
+    """Return what is not as it was saved in a checkpoint's folder; empty if nothing is, or it is gone."""
+    try:
+        card = read_card(checkpoint)
+        if card:
+            require_files(checkpoint, card)
+    except CheckpointError as err:
+        return str(err)
+    return ""
 
 
 def _changed_type(card: Card, base: Untrained) -> str:

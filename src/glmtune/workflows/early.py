@@ -14,10 +14,20 @@ from glmtune.errors import CheckpointError, ConfigError
 from glmtune.extras import require_installed
 from glmtune.files import given_path
 from glmtune.locations import require_here, resolve, runs_hint
+from glmtune.log import is_main_process
 from glmtune.quants import EXTRAS
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.recipe.parse import RecipeSource, build_recipe, join_layers, read_values
-from glmtune.run_files import RECIPE_FILE, follow, last_checkpoint, require_new, step_of
+from glmtune.run_files import (
+    LOG_FILE,
+    PROCESS_FILE,
+    RECIPE_FILE,
+    follow,
+    last_checkpoint,
+    require_new,
+    step_of,
+)
+from glmtune.run_process import require_idle
 from glmtune.workflows.resuming import require_run, resume_command
 from glmtune.workflows.rows import SplitRows, read_and_split
 
@@ -75,6 +85,8 @@ def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True)
     that its folder may be there.
     """
     model, folder = _require_model(recipe), run_folder(recipe)
+    if (resume or begins) and is_main_process():
+        require_idle(folder)
     if resume:
         require_run(folder)
     # without `output`, an adapter's folder has its method in its name, which is not known yet
@@ -159,4 +171,6 @@ def require_startable(recipe: Recipe, folder: Path) -> None:
             alternative = f", or go on with it: {resume_command(folder)}"
         else:
             alternative = ", or delete it: it has no checkpoint yet"
-    require_new(folder, hint=f"name another with output=...{alternative}")
+    # a run that is started with --detach has its log there before it begins
+    hint = f"name another with output=...{alternative}"
+    require_new(folder, hint=hint, besides=(LOG_FILE, PROCESS_FILE))

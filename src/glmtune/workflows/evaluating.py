@@ -1,12 +1,20 @@
 """Generate an answer to each test row and score it against its reference."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from glmtune.evaluation.against import compare_scores, read_predictions
 from glmtune.evaluation.metrics import SCORE_NAMES, with_scale
-from glmtune.evaluation.predictions import PredictionFile, predict, score_all, score_turns
+from glmtune.evaluation.predictions import (
+    PREDICTIONS_FILE,
+    Prediction,
+    PredictionFile,
+    PredictionPart,
+    predict,
+    score_all,
+    score_turns,
+)
 from glmtune.files import WEIGHT_SUFFIXES
 from glmtune.generate import choose_compute, pick_compute
 from glmtune.load import choose_type, load_location, tokenizer_of
@@ -17,6 +25,7 @@ from glmtune.models.protocol import CausalLM
 from glmtune.recipe import Recipe
 from glmtune.run_files import SCORES_FILE, write_json
 from glmtune.training.memory import MemoryMeter
+from glmtune.training.processes import Processes
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.events import Answered, Event, Note, RunResult, Working
 from glmtune.workflows.reporting import renew_report
@@ -55,32 +64,32 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     facts["dtype"] = dtype.name
     if dtype.computing != dtype.dtype:
         facts["dtype"] += f" computed in {dtype.computing_name}"
-    file = PredictionFile(folder, facts)
-    todo = [row for row in test_rows.rows if row.index not in file.done]
+    team = Processes(resolve_device(recipe.device))
+    file, known = _open_predictions(folder, facts, team)
+    todo = [row for row in test_rows.rows if row.index not in known]
     total = len(test_rows.rows)
     if len(todo) < total:
-        yield Note(f"{file.path}: {total - len(todo)} of {total} rows are already answered")
+        yield Note(f"{folder / PREDICTIONS_FILE}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
-        model = load_answering(recipe, location, dtype)
+        own_card = str(team.device) if team.number > 1 else None
+        model = load_answering(recipe, location, dtype, device=own_card)
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
-            file.record(COMPUTED_WITH, pick_compute(model, settings.compute, rows=rows))
+            # the first process's choice: all answer alike
+            file.record(COMPUTED_WITH, team.firsts(pick_compute(model, settings.compute, rows=rows)))
         model = choose_compute(model, file.settings[COMPUTED_WITH])
+        # dealt out by length, so that all have about as much to do
+        own = sorted(todo, key=lambda row: len(row.prompt_ids))[team.rank :: team.number]
         answers = predict(
-            model, tokenizer, todo, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
+            model, tokenizer, own, max_new_tokens=max_new_tokens, batch_size=settings.batch_size
         )
-        done = total - len(todo)
-        yield Working("answering")
-        try:
-            for prediction in answers:
-                file.add(prediction)
-                done += 1
-                yield Answered(done, total)
-        except KeyboardInterrupt:
-            saved = f"{done} of {total} answers are kept in {file.path}"
-            raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
+        yield from _keep(answers, file, done=total - len(todo), total=total)
+        team.wait()  # until all answers are there
         file.record(PEAK, max(meter.gib_of("evaluation")[0], file.settings.get(PEAK, 0.0)))
+    if isinstance(file, PredictionPart):
+        return RunResult(folder, {}, {})
+    file.take_parts()
     # the file may hold more rows, of an earlier evaluation with a higher max_test_rows
     turns = {row.index: row.turn for row in test_rows.rows}
     wanted = [p for p in file.finish() if p.row in turns]
@@ -95,6 +104,33 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     return RunResult(folder, {}, scores)
 
 
+def _keep(
+    answers: Iterable[Prediction], file: PredictionFile | PredictionPart, *, done: int, total: int
+) -> Generator[Event, None, None]:
+    """Write each answer as it finishes. Raises `Interrupted` with the number of those that are kept."""
+    yield Working("answering")
+    try:
+        for prediction in answers:
+            file.add(prediction)
+            done += 1
+            yield Answered(done + file.count_parts(), total)
+    except KeyboardInterrupt:
+        saved = f"{done + file.count_parts()} of {total} answers are kept in {file.path}"
+        raise Interrupted(f"interrupted; {saved}: run the same again to go on") from None
+
+
+def _open_predictions(
+    folder: Path, facts: dict[str, Any], team: Processes
+) -> tuple[PredictionFile | PredictionPart, set[int]]:
+    """Return the file for this process's answers, and the numbers of the rows that are answered already.
+
+    The first process alone opens the folder. Raises as `PredictionFile`.
+    """
+    file = PredictionFile(folder, facts) if team.is_main else None
+    settings, known = team.firsts((file.settings, set(file.done)) if file else ({}, set()))
+    return file or PredictionPart(folder, team.rank, settings), known
+
+
 def evaluation_folder(recipe: Recipe, location: Location, name: str) -> Path:
     """Return the folder of an evaluation's files: `output`, else one in the run's or in `runs`."""
     if recipe.output:
@@ -105,14 +141,16 @@ def evaluation_folder(recipe: Recipe, location: Location, name: str) -> Path:
     return Path("runs") / f"evaluate-{Path(recipe.model).resolve().name}-{name}{at}"
 
 
-def load_answering(recipe: Recipe, location: Location, dtype: Choice) -> CausalLM:
-    """Load the model that answers, at the recipe's strength."""
+def load_answering(
+    recipe: Recipe, location: Location, dtype: Choice, *, device: str | None = None
+) -> CausalLM:
+    """Load the model that answers, at the recipe's strength; on its device, unless another is given."""
     strength = recipe.evaluate.strength
     return load_location(
         location,
         template=recipe.template,
         dtype=dtype,
-        device=recipe.device,
+        device=device or recipe.device,
         quant=recipe.quant,
         strength=strength,
         base=find_base(location, recipe.base, wanted_by="strength") if strength != 1 else None,

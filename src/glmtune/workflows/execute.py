@@ -7,7 +7,7 @@ import shlex
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from glmtune.run_files import (
     RESULT_FILE,
     SAMPLES_FILE,
     read_json_lines,
-    remove_folder,
+    remove_run,
     write_json,
     write_text,
 )
@@ -68,7 +68,7 @@ def training(
     plan = run.plan  # settled by the memory that the model has left
     yield from plan.summary()
     if resume:
-        yield restore_run(run)
+        yield from restore_run(run)
         go_on_measuring(run)
     if run.is_main:  # only now: whatever was refused above has left no trace on disk
         location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
@@ -89,20 +89,33 @@ def training(
         }
         # recipe.yaml names the revision that was loaded: a hub's name may mean another model tomorrow
         pinned = plan.recipe.model_copy(update={"revision": location.revision})
-        run.writer.begin(plan.recipe if location.adapter else pinned, facts, is_new=not resume)
+        run.writer.begin(
+            plan.recipe if location.adapter else pinned,
+            facts,
+            is_new=not resume,
+            is_changed=bool(plan.changed),
+        )
         run.writer.write_lengths(plan.rows)
         if plan.replay and not resume:
             write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay))
+    with run.writer.recorded(plan.num_steps) if run.is_main else nullcontext():
+        return (yield from _carried_out(run, resume=resume))
+
+
+def _carried_out(run: Run, *, resume: bool) -> Generator[Event, None, RunResult]:
+    """Train, report and sum up a run that stands."""
+    plan = run.plan
     try:
         with refusing_out_of_memory(lambda: find_leaner(plan, run.model, run.memory)), closing(run.writer):
             yield from _train(run)
-            forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
+            with run.processes.joined():
+                forgotten = yield from report_of_run(run.model, run.reference, plan, run.progress.step)
             if run.reference:
                 run.meter.end("report")
     except (KeyboardInterrupt, TrainingError) as error:
         is_lost = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error.__cause__ or error)
         if is_lost and run.is_main and run.progress.step == 0 and not resume:
-            remove_folder(plan.folder)  # nothing is lost, and the same command can start over
+            remove_run(plan.folder)  # nothing is lost, and the same command can start over
         elif run.is_main:
             renew_report(run.writer.folder)
         raise
@@ -153,6 +166,7 @@ def _steps(run: Run) -> Iterator[Event]:
         # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
+            run.processes.enter(f"saving step {log.step}")
             yield Working("saving")
             if not is_evaluated:
                 # the step may have ruined the weights: one batch tells, before they are saved
@@ -208,6 +222,7 @@ def _is_out_of_patience(run: Run) -> bool:
 def _evaluate(run: Run) -> Generator[Event, None, bool]:
     """Take the evaluation loss, answer the sample prompts, draw; return True for a new best loss."""
     progress = run.progress
+    run.processes.enter(f"the evaluation after step {progress.step}")
     yield Working("evaluating")
     trim_heap()  # of loading or of the steps
     loss = _evaluation_loss(run, run.validation)
@@ -223,7 +238,8 @@ def _evaluate(run: Run) -> Generator[Event, None, bool]:
         progress.evaluations_since_best += 1
     facts: dict[str, Any] = {} if is_settled else {"is_settled": False}
     if run.reference and run.recipe.retain.report == "evaluations":
-        facts["general_kl"] = general_divergence(run.model, run.reference).mean
+        with run.processes.joined():
+            facts["general_kl"] = general_divergence(run.model, run.reference).mean
     if run.is_main:
         run.writer.add({"step": progress.step, "eval_loss": loss, **facts})
     if run.recipe.samples.prompts:
@@ -257,7 +273,8 @@ def _ask(run: Run, questions: Sequence[SampleQuestion]) -> None:
     """Write the model's answers to these questions to samples.jsonl."""
     taught, longest = Taught.of(run.recipe.data), run.recipe.samples.max_new_tokens
     # outside `is_main`: every process takes part in the forward passes
-    lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
+    with run.processes.joined():
+        lines = ask_questions(run.model, run.plan.tokenizer, questions, taught=taught, max_new_tokens=longest)
     if run.is_main:
         run.writer.add_samples(run.progress.step, lines)
 

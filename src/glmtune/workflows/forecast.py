@@ -25,7 +25,14 @@ from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent
 from glmtune.workflows.fitting import Fitting, choose, extents, settled
-from glmtune.workflows.imagining import ImaginedRun, Types, imagine_run, once_trained, types_on
+from glmtune.workflows.imagining import (
+    ImaginedRun,
+    Types,
+    imagine_run,
+    once_trained,
+    shared_run,
+    types_on,
+)
 from glmtune.workflows.plan import Plan
 from glmtune.workflows.remedies import Memory, find_remedy, find_settings
 from glmtune.workflows.rows import longest_answer
@@ -150,7 +157,8 @@ def forecast(plan: Plan, machine: Machine) -> Forecast:
 
 
 def _imagined(plan: Plan, types: Types, machine: Machine) -> ImaginedRun:
-    return imagine_run(plan, types if machine.device == "cpu" else types.in_bf16())
+    run = imagine_run(plan, types if machine.device == "cpu" else types.in_bf16())
+    return run if plan.processes.shared_by == 1 else shared_run(run, plan.processes.shared_by)
 
 
 def is_small(plan: Plan) -> bool:
@@ -178,16 +186,18 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         max((len(row.input_ids) for row in part), default=0)
         for part in (plan.steps.rows, plan.rows.validation.rows)
     )
-    state = state_bytes(run.model, plan.recipe.train, num_processes=plan.processes.number)
+    number, shared_by = plan.processes.number, plan.processes.shared_by
+    state = state_bytes(run.model, plan.recipe.train, num_processes=number, shared_by=shared_by)
     device = torch.device(machine.device)
-    update = update_bytes(run.model, device)
+    update = update_bytes(run.model, device) // shared_by
     answering = answering_bytes(run.model, device) if plan.recipe.samples.prompts else 0
     free = machine.free - held
     return Memory(need, free, state, longest, validated, update, answering=answering, device=machine.device)
 
 
 def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, machine: Machine) -> Phase:
-    gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
+    number, shared_by = plan.processes.number, plan.processes.shared_by
+    gradients = state_bytes(run.model, None, num_processes=number, shared_by=shared_by)
     step = memory.need.parts_at(choice.extent, recomputed=choice.recomputed)
     _, validated = extents(plan, memory, choice.size)
     others = (memory.need.evaluated_at(validated), memory.update, memory.answering)

@@ -64,6 +64,18 @@ class ImaginedRun:
     """Bytes of the largest quantised layer's weight in the type that is computed in."""
 
 
+def shared_run(run: ImaginedRun, number: int) -> ImaginedRun:
+    """Return the run as a process of so many holds it, which share the weights: none of them is mapped.
+
+    `gathered` is what is whole at a time: what lies outside the layers, and two layers, the one that computes
+    and the next, which is under way.
+    """
+    layers = [sum(p.nbytes for p in layer.parameters()) for layer in layers_of(run.model)]
+    outside = sum(p.nbytes for p in run.model.parameters()) - sum(layers)
+    held = {name: size // number for name, size in run.held.items()}
+    return replace(run, held=held | {"gathered": outside + 2 * max(layers)}, mapped=0)
+
+
 def types_on(plan: "Plan", *, device: str, has_bf16: bool, free: int) -> Types:
     """Return the types that a run has on a machine. Raises `ConfigError` for those that it lacks."""
     asked, there = plan.asked, torch.device(device)

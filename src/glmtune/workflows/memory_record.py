@@ -10,6 +10,7 @@ from glmtune.processor import mapped_bytes
 from glmtune.run_files import MEMORY_FILE
 from glmtune.training.memory import Held, weights_by_part
 from glmtune.training.optim import state_bytes
+from glmtune.training.sharding import own_bytes
 from glmtune.workflows.fitting import extents
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def record_memory(run: "Run") -> None:
     if step := phases.get("step"):
         gradients = state_bytes(run.model, None, num_processes=run.processes.number)
         states = (value for values in run.optimizer.state.values() for value in values.values())
-        state = sum(value.nbytes for value in states if isinstance(value, Tensor))  # not a step's number
+        state = sum(own_bytes(value) for value in states if isinstance(value, Tensor))  # not a step's number
         held = {**weights, "gradients": gradients, "optimizer": state}
         # the rest of the highest point; weights that lie in mapped files are no memory of the process's own
         activations = max(0, step.own - (sum(held.values()) - mapped))

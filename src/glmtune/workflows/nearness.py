@@ -66,7 +66,7 @@ def record_own_rows(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Pla
         return plan
     yield Working("recording probabilities")
     drawn, pad_id = drawn_rows(plan), plan.tokenizer.pad_token_id
-    recorded = record_likeliest(base, drawn, processes=plan.processes, pad_id=pad_id)
+    recorded = record_likeliest(base, drawn, processes=plan.processes.sharing, pad_id=pad_id)
     by_row = {id(row): known for row, known in zip(drawn, recorded, strict=True)}
     rows = [by_row.get(id(row), row) for row in plan.rows.train.rows]
     steps = plan.steps.with_rows([*rows, *plan.steps.rows[len(rows) :]])

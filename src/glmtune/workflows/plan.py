@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
 from glmtune.methods import steps_warning
 from glmtune.models import resolve_device
+from glmtune.models.device import BALANCED
 from glmtune.models.dtype import Choice, choose_precision, with_precision
 from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Method, Recipe, Train
+from glmtune.recipe.distributed import EngineSettings
 from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
@@ -70,6 +72,8 @@ class Plan:
     """The notes that `planning` has yielded."""
     is_resumed: bool = False
     """True if a run goes on that has begun before."""
+    changed: Mapping[str, str] = field(default_factory=dict)
+    """Settings of such a run that are others from here on, in words."""
     is_forced: bool = False
     """True if memory that does not suffice is a warning only."""
 
@@ -116,8 +120,9 @@ def planning(
     begun = as_begun(recipe, run_folder(recipe)) if resume else recipe
     recipe = with_default_rate(with_parent(begun))
     folder = run_folder(recipe)
+    changed: dict[str, str] = {}
     if resume:
-        require_resumable(recipe, folder)
+        changed = require_resumable(recipe, folder)
     elif begins:
         require_startable(recipe, folder)
     # 2. model and machine
@@ -126,7 +131,7 @@ def planning(
     if not begins and not location.folder.has_weights:
         suppose_weights(location.folder)
     find_optimizer(recipe.train)  # a missing package is an error now, not after minutes of loading
-    processes = start_processes(recipe.device)
+    processes = start_processes(recipe.device, recipe.distributed, begins=begins)
     # 3. rows: encoded, hashed, dealt out to steps and processes
     tokenizer = tokenizer_of(location, template=recipe.template)
     recipe, split = with_ratio(recipe, tokenizer), rows or read_and_split(recipe.data)
@@ -162,6 +167,7 @@ def planning(
         num_steps=num_steps,
         notes=tuple(notes),
         is_resumed=resume,
+        changed=changed,
     )
 
 
@@ -172,14 +178,29 @@ def require_able(location: Location, method: Method, quant: str | None) -> None:
     require_possible(family, f"quant={quant}", f"quant: {quant!r}")
 
 
-def start_processes(device: str) -> Processes:
-    """Return the processes that `torchrun` started. Raises `ConfigError` for one fixed card (`cuda:1`)."""
+def start_processes(device: str, engine: EngineSettings, *, begins: bool = True) -> Processes:
+    """Return the processes that were started together, for an engine.
+
+    Raises `ConfigError` for one fixed card (`cuda:1`), and for a run that begins in a single process whose
+    engine shares weights.
+    """
+    if device == BALANCED:
+        raise ConfigError(
+            "device: balanced: one process answers on all cards with it; training takes auto, cpu or cuda",
+            hint="several cards: `glmtune train ... --nproc 2 distributed=fsdp2`",
+        )
     if resolve_device(device).index is not None:
         raise ConfigError(
             f"device: {device}: training takes auto, cpu or cuda",
             hint=f"choose the card outside: `CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...`",
         )
-    return Processes(resolve_device(device))
+    processes = Processes(resolve_device(device), engine=engine)
+    if begins and processes.number == 1 and engine.shares_weights:
+        raise ConfigError(
+            f"distributed.name: {engine.name}, but this is one process, with none to share weights with",
+            hint="several: `glmtune train ... --nproc 2`; one: distributed=ddp",
+        )
+    return processes
 
 
 def share_rows(

@@ -1,4 +1,4 @@
-"""The public functions train, plan, evaluate, export, verify, compare, report, card, migrate, doctor.
+"""Public functions: train, plan, evaluate, export, verify, checkup, compare, report, card, migrate, doctor.
 
 They write to stderr what the command line writes. `quiet=True` writes nothing; `on_event`, a function of one
 event (`glmtune.workflows.events`), gets each event instead.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from glmtune.adapters.proof import Check
     from glmtune.recipe import Recipe
+    from glmtune.reports.checkup import Checkup
     from glmtune.workflows.findings import Finding
     from glmtune.workflows.outlook import Outlook
 
@@ -189,6 +190,38 @@ def verify(
 
     events = proving_trained(path, base=base, template=template, dtype=dtype, quant=quant, device=device)
     return attend(events, "verifying", quiet=quiet, on_event=on_event)
+
+
+def checkup(
+    path: str | Path,
+    *,
+    base: str | Path | None = None,
+    template: str | None = None,
+    prompts: int | None = None,
+    dtype: str = "auto",
+    quant: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    on_event: OnEvent | None = None,
+) -> Checkup:
+    """Look at anyone's adapter or tuned model beside its base: what it changes, keeps, needs and forgot.
+
+        checkup("my-adapter", base="/models/chatglm3-6b").forgetting["verdict"]
+
+    Both models answer `prompts` general prompts, by default 32. `base`: that of a merged model, or of an
+    adapter whose base has moved; the other arguments are those of `load_model`. Progress goes to stderr;
+    `quiet=True` writes nothing, `on_event=f` calls f with each event instead. Raises `CheckpointError` for a
+    model that changes nothing or does not fit its base, `ConfigError` for one without a base.
+    """
+    named = {
+        "base": base, "template": template, "dtype": dtype, "quant": quant, "device": device,
+        "retain.report_prompts": prompts,
+    }  # fmt: skip
+    words = [f"{key}={value}" for key, value in named.items() if value is not None]
+    recipe = recipe_for({"model": str(path)}, words, has_base=True)
+    from glmtune.workflows.checkup import checking
+
+    return attend(checking(recipe, Path(path)), "measuring", quiet=quiet, on_event=on_event)
 
 
 def compare(

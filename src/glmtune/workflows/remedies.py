@@ -135,7 +135,8 @@ def find_settings(
 
 def _small_means(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
     settings = plan.recipe.train
-    if settings.optimizer == "adamw_8bit" or plan.recipe.method.kept is TrainedPart.LAYERS:
+    is_shared = plan.recipe.distributed.shares_weights
+    if is_shared or settings.optimizer == "adamw_8bit" or plan.recipe.method.kept is TrainedPart.LAYERS:
         return None
     smaller = settings.model_copy(update={"optimizer": "adamw_8bit"})
     state = state_bytes(model, smaller, num_processes=plan.processes.number)
@@ -168,7 +169,7 @@ def _without_samples(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | 
 
 def _in_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Memory | None:
     """Return the memory with the layers in int4, None if they cannot be quantised."""
-    if plan.recipe.quant:
+    if plan.recipe.quant or plan.recipe.distributed.shares_weights:
         return None
     try:
         require_possible(identify_family(plan.location.folder).family, "quant=int4", "quant")

@@ -226,7 +226,12 @@ def answer_replay(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Plan"
         sampling = replace(OWN_DISTRIBUTION, max_new_tokens=settings.max_new_tokens)
         cache = cache_file(plan.location.under.folder, base, plan.tokenizer, sampling)
         answering = Answering(
-            base, plan.tokenizer, Taught.of(plan.recipe.data), sampling, cache=cache, processes=plan.processes
+            base,
+            plan.tokenizer,
+            Taught.of(plan.recipe.data),
+            sampling,
+            cache=cache,
+            processes=plan.processes.sharing,
         )
         prompts = yield from _answer(plan, base, answering, replay.prompts)
         answers = answering.of(prompts)
@@ -236,7 +241,7 @@ def answer_replay(plan: "Plan", base: CausalLM) -> Generator[Event, None, "Plan"
     if settings.targets == "likeliest":
         yield Working("recording probabilities")
         pad_id = plan.tokenizer.pad_token_id
-        recorded = record_likeliest(base, replay.rows, processes=plan.processes, pad_id=pad_id)
+        recorded = record_likeliest(base, replay.rows, processes=plan.processes.sharing, pad_id=pad_id)
         replay = replace(replay, rows=recorded)
     hashes = {**plan.row_hashes, "replay_sha256": hashlib.sha256(replay_text(replay).encode()).hexdigest()}
     steps = plan.steps.with_rows([*plan.rows.train.rows, *replay.rows])
@@ -303,7 +308,7 @@ def expected_seconds(plan: "Plan", base: CausalLM) -> float:
     passes = 3 if plan.recipe.method.kept is TrainedPart.MODEL else 2
     lengths = [len(row.input_ids) for row in plan.steps.rows]
     all_tokens = sum(lengths) / len(lengths) * plan.steps.num_samples(plan.num_steps)
-    return passes * seconds[-1] / num_tokens * all_tokens / plan.processes.number
+    return passes * seconds[-1] / num_tokens * all_tokens / plan.processes.sharing.number
 
 
 def _rows_of(answers: Sequence[BaseAnswer], source: int) -> list[TrainingRow]:

@@ -63,7 +63,7 @@ def reference_of_run(plan: "Plan", base: CausalLM) -> Generator[Event, None, Ref
         folder=plan.location.folder,
         taught=Taught.of(plan.recipe.data),
         settings=settings,
-        processes=plan.processes,
+        processes=plan.processes.sharing,
         train=plan.rows.train.rows,
         task=plan.rows.validation.rows[: settings.report_prompts],
         words=plan.recipe.data.words.values(),

@@ -11,13 +11,21 @@ from glmtune.errors import ConfigError
 from glmtune.files import read_json
 from glmtune.locations import lasting_name, runs_hint
 from glmtune.recipe import Data, Recipe, load_recipe
-from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, REPLAY_FILE, last_checkpoint
+from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, REPLAY_FILE, list_checkpoints
 from glmtune.values import shown
 from glmtune.workflows.rows import full_path, hash_rows
 
 FREE = {"output", "train.report_to"}
-"""Settings that may be others when a run is resumed: the folder may have moved, and no figure depends on
-where it is shown."""
+"""Settings that may be others when a run is resumed, without a word: the folder may have moved, and no figure
+depends on where it is shown."""
+CADENCE = {
+    "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "samples.prompts",
+    "samples.built_in", "samples.max_new_tokens", "data.test", "data.max_test_rows",
+    "evaluate.max_new_tokens", "evaluate.batch_size", "evaluate.compute", "evaluate.strength",
+}  # fmt: skip
+"""Settings that change no step: they may be others from here on, and recipe.yaml then has the new ones."""
+LENGTH = {"train.steps", "train.epochs"}
+"""Settings that change no step that is made already, where neither rate nor method depends on the length."""
 
 
 def resume_command(folder: Path) -> str:
@@ -36,14 +44,18 @@ def require_run(folder: Path) -> None:
     if not (folder / RECIPE_FILE).exists():
         others = runs_hint(folder) or "`glmtune runs` lists those that there are"
         raise ConfigError(f"{folder}: no run to resume here", hint=f"leave resume out to begin it; {others}")
-    if not last_checkpoint(folder):
+    # not by the link `last`: it may lead to one that is gone, while others are whole
+    if not list_checkpoints(folder):
         raise ConfigError(
             f"{folder}: this run has no checkpoint to resume from", hint="delete it and train anew"
         )
 
 
-def require_resumable(recipe: Recipe, folder: Path) -> None:
-    """Raise `ConfigError` unless recipe and rows are those that the run began with."""
+def require_resumable(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Return the settings that are others from here on, each with its old and new value in words.
+
+    Raises `ConfigError` naming all settings that change a step, or if the rows have changed.
+    """
     require_run(folder)
     begun = as_begun(load_recipe(folder / RECIPE_FILE), folder)
     recipes = (begun, as_begun(recipe, folder))
@@ -53,18 +65,31 @@ def require_resumable(recipe: Recipe, folder: Path) -> None:
     if not files:  # with other files named, their hashes cannot be compared
         _require_same_rows(recipe.data, folder)
     _require_same_replay(folder)
-    if changed:
-        key = (files or changed)[0]
-        value = now.get(key)
-        typed = value if isinstance(value, str) else json.dumps(value)
-        word = "" if value is None else shlex.quote(f"{key}={typed}")
+    may_be_longer = not (folder / REPLAY_FILE).exists() and not any(
+        each.method.depends_on_length or each.train.schedule != "constant" for each in recipes
+    )
+    free = CADENCE | LENGTH if may_be_longer else CADENCE
+    refused = [*files, *(key for key in changed if key not in free and key not in files)]
+    if refused:
         # paths in full: `shown` cuts long values, and two lists of files may differ only behind the cut
-        show = partial(json.dumps, ensure_ascii=False) if files else shown
-        raise ConfigError(
-            f"{folder}: {key} is {show(before.get(key))} in this run, {show(now.get(key))} here",
-            hint=f"a run is resumed as it began: {resume_command(folder)}; "
-            f"with other settings another one goes on from it: {train_on_command(folder, word)}",
+        show = partial(json.dumps, ensure_ascii=False)
+        told = (
+            f"{key} is {(show if key in files else shown)(before.get(key))} in this run, "
+            f"{(show if key in files else shown)(now.get(key))} here"
+            for key in refused
         )
+        words = " ".join(_word(key, now.get(key)) for key in refused if now.get(key) is not None)
+        raise ConfigError(
+            f"{folder}: {'; '.join(told)}",
+            hint=f"a run is resumed as it began: {resume_command(folder)}; "
+            f"with other settings another one goes on from it: {train_on_command(folder, words)}",
+        )
+    return {key: f"{shown(before.get(key))} so far, {shown(now.get(key))} from here" for key in changed}
+
+
+def _word(key: str, value: Any) -> str:  # Any: a value of JSON
+    """Return a setting as it is typed."""
+    return shlex.quote(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _require_same_rows(data: Data, folder: Path) -> None:

@@ -27,7 +27,7 @@ from glmtune.objectives.teacher import RowFigures, compare_with_recorded, record
 from glmtune.recipe import Retain
 from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
-from glmtune.training.processes import Processes
+from glmtune.training.processes import Alone, Processes
 from glmtune.workflows.base_answers import BaseAnswer, answer_prompts, cache_file
 
 MOST_ANSWERS = 2000
@@ -39,7 +39,7 @@ class Reference:
     """The base's answers to general prompts, its likeliest tokens on the run's rows, and what these teach."""
 
     settings: Retain
-    processes: Processes
+    processes: Processes | Alone
     pad_id: int
     answers: Sequence[BaseAnswer]
     rows: Sequence[TrainingRow]
@@ -63,7 +63,7 @@ def record_reference(
     folder: ModelFolder,
     taught: Taught,
     settings: Retain,
-    processes: Processes,
+    processes: Processes | Alone,
     train: Sequence[TrainingRow] = (),
     task: Sequence[TrainingRow] = (),
     words: Iterable[str] = (),

@@ -1,9 +1,8 @@
 """The writer of a training run's files, which also takes them back to a checkpoint when a run is resumed."""
 
 import platform
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from glmtune.run_files import (
     write_json,
     write_text,
 )
+from glmtune.run_process import Recording, own_command
 from glmtune.workflows.resuming import with_full_paths
 from glmtune.workflows.rows import EncodedRows
 from glmtune.workflows.trackers import Trackers
@@ -56,11 +56,15 @@ class RunWriter:
         self._ranks_path = folder / RANKS_FILE
         self._trackers = Trackers(report_to)
         self._subtitle = ""
+        self._record: Recording | None = None
 
-    def begin(self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool) -> None:
+    def begin(
+        self, recipe: Recipe, facts: Mapping[str, Any], *, is_new: bool, is_changed: bool = False
+    ) -> None:
         """Create or reopen the run's folder; a new one gets recipe.yaml and env.json (`facts` included).
 
-        recipe.yaml is complete: running it again repeats the run.
+        recipe.yaml is complete: running it again repeats the run. `is_changed`: some of its settings are
+        others from here on.
         """
         make_folder(self.folder)
         self.sweep()
@@ -69,20 +73,30 @@ class RunWriter:
         # now, not with the first picture: that is drawn after the first evaluation, which may take long
         if find_families([name := self.folder.resolve().name]) is None:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
-        if is_new:
+        if is_new or is_changed:
             write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
-            program = Path(sys.argv[0])  # the words of other programs are theirs
-            is_ours = program.stem == "glmtune" or program.parts[-2:] == ("glmtune", "__main__.py")
+        if is_new:
             environment = {
                 "python": platform.python_version(),
                 "platform": platform.platform(),
                 "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
                 "packages": {name: version(name) for name in PACKAGES},
-                **({"command": shlex.join(["glmtune", *sys.argv[1:]])} if is_ours else {}),
+                **({"command": command} if (command := own_command()) else {}),
                 **facts,
             }
             write_json(self.folder / ENVIRONMENT_FILE, environment)
         self._trackers.begin(self.folder, recipe.model_dump(mode="json"))
+
+    @contextmanager
+    def recorded(self, steps: int) -> Iterator[None]:
+        """Inside, process.json names this process as the one that trains; after it, how that ended."""
+        self._record = record = Recording(self.folder, steps=steps)
+        try:
+            yield
+        except BaseException as error:  # whatever it is, the record says it
+            record.end(error)
+            raise
+        record.end(None)
 
     def sweep(self) -> None:
         """Delete files and folders that a killed process left half-written or half-deleted."""
@@ -92,6 +106,8 @@ class RunWriter:
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a step or an evaluation to metrics.jsonl, and hand it to the programs of `report_to`."""
         append_json(self.metrics_path, line)
+        if self._record and "loss" in line:
+            self._record.step()
         self._trackers.add(line)
 
     def close(self) -> None:

@@ -87,7 +87,6 @@ class Lines:
             if isinstance(event, Stepped) and event.line:
                 self.say(event.line)
             return
-        # loads torch, which all that moves a bar has needed
         from glmtune.training.progress import clock_time, show_figures
 
         bar = self._bar

@@ -553,3 +553,10 @@ def test_no_recipe_is_written_without_a_place(tmp_path: Path) -> None:
     (tmp_path / "train.sh").write_text(script("python main.py"), encoding="utf-8")
     with pytest.raises(ConfigError, match="output: missing"):
         migrate_path(tmp_path / "train.sh")
+
+
+def test_weights_that_deepspeed_shared_out_are_shared_out_here(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}', encoding="utf-8")
+    done, recipe = bring(tmp_path, script("deepspeed --num_gpus 4 main.py", "--deepspeed ds.json"))
+    assert (recipe.distributed.name, recipe.train.precision) == ("fsdp2", "auto")
+    assert "FSDP2 shares weights, gradients and Adam's means" in done.lost["deepspeed ds.json"]

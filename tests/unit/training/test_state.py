@@ -46,7 +46,7 @@ def step(optimizer: Any, schedule: Any, *_: Any) -> None:
 
 
 def read(folder: Path, step: int | None = None) -> dict[str, Any]:
-    return read_state(folder, step=step, num_processes=1)
+    return read_state(folder, step=step)
 
 
 def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: Parts) -> None:
@@ -69,12 +69,32 @@ def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: Parts) -> Non
             assert torch.equal(value, put_back["state"][key][name]), (key, name)
 
 
-def test_a_state_of_another_step_or_of_more_processes_is_refused(tmp_path: Path, parts: Parts) -> None:
+def test_a_state_of_another_step_is_refused(tmp_path: Path, parts: Parts) -> None:
     write_state({**collect_state(*parts), "standing": {"step": 3}}, tmp_path)
     with pytest.raises(CheckpointError, match=r"state\.pt: saved at step 3, beside weights of step 4"):
         read(tmp_path, 4)
-    with pytest.raises(CheckpointError, match=r"state\.pt: saved by 1 processes, resumed by 2"):
-        read_state(tmp_path, step=3, num_processes=2)
+
+
+class Second(Processes):
+    """The second of two processes, as far as a state is restored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank = 1
+
+
+def test_a_new_process_draws_numbers_of_its_own_and_the_same_ones_each_time(parts: Parts) -> None:
+    state = collect_state(*parts)
+    optimizer, schedule, first = fresh()
+    drawn = []
+    for processes in (first, Second(), Second()):
+        restore_state(state, optimizer, schedule, processes)
+        drawn.append((torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()))
+    assert drawn[1] == drawn[2]
+    assert all(own != others for own, others in zip(drawn[0], drawn[1], strict=True))
+    two = {**state, "random": [{}, state["random"][0]]}
+    restore_state(two, optimizer, schedule, Second())  # one that was there takes its own
+    assert torch.rand(3).tolist() == drawn[0][0]
 
 
 @pytest.mark.parametrize("changes", [

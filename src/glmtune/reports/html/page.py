@@ -65,8 +65,12 @@ def write_report(
     return path
 
 
-def render(runs: Sequence[RecordedRun], language: Language) -> str:
-    """Return the page of one run or of several. Raises `CheckpointError` for a damaged file of a run."""
+def render(runs: Sequence[RecordedRun], language: Language, *, is_part: bool = False) -> str:
+    """Return the page of one run or of several. Raises `CheckpointError` for a damaged file of a run.
+
+    `is_part`: return its contents alone, to be shown within another page, which has `part_style` and
+    `chart_script`.
+    """
     comparison = compare_runs([run.path for run in runs]) if len(runs) > 1 else None
     names = [run.name for run in comparison.runs] if comparison else [runs[0].path.resolve().name]
     return render_page(
@@ -75,12 +79,23 @@ def render(runs: Sequence[RecordedRun], language: Language) -> str:
         title=" · ".join(names),
         runs=[describe_run(run, name) for run, name in zip(runs, names, strict=True)],
         side_by_side=_side_by_side(runs, comparison) if comparison else None,
+        frame="part.html.jinja" if is_part else "frame.html.jinja",
     )
+
+
+def part_style(around: str) -> str:
+    """Return the style of a part, for the elements within those that the selector `around` finds."""
+    return f"{around} {{ {read_text(FOLDER / 'report.css')} }}"
+
+
+def chart_script() -> str:
+    """Return the script that shows values beside the pointer, in a page or around a part."""
+    return read_text(FOLDER / "charts.js")
 
 
 def render_page(name: str, language: Language, **parts: Any) -> str:  # Any: whatever the template names
     """Return the page of a template in this folder: style and script are in it, it opens nothing else."""
-    script = read_text(FOLDER / "report.js")
+    script = read_text(FOLDER / "report.js") + chart_script()
     return _template(name).render(
         language=language,
         **parts,

@@ -1,0 +1,320 @@
+"""The tab to talk in: one model, or a tuned one beside its base."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from glmtune.errors import ConfigError, GlmtuneError
+from glmtune.reports.recorded_run import has_one_round
+from glmtune.web.desk import Asking, Desk, Opened
+from glmtune.web.markup import error_lines, lines
+from glmtune.web.offers import offered
+from glmtune.web.talks import Exchange, Written, as_typed, bubbles, find_exchange, messages_for
+from glmtune.web.words import Words
+
+SHOWN_EVERY_S = 0.05
+"""Seconds between two pictures of an answer that is being written."""
+ADVERT = "类型#裙*版型#宽松*颜色#浅蓝*风格#文艺*图案#碎花*袖长#七分袖"
+ADVERT_LABEL = "浅蓝的底色铺满细碎小花，文艺气息扑面而来；宽松的版型不挑身材，七分袖恰好露出纤细的手腕。"
+TWO_TURNS = ("借山地车一天要多少钱？", "保证金呢？")
+SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+Exchanges = list[Exchange]
+
+
+class ChatTab:
+    """The tab of one language; the visitors' conversations are in their own states."""
+
+    def __init__(self, desk: Desk, words: Words, *, path: Path | None, runs: Path, is_public: bool) -> None:
+        """`path`: what is opened first; `runs`: the folder of runs; a public page opens nothing else."""
+        self._desk, self._words, self._runs, self._path = desk, words, runs, path
+        self._is_public = is_public
+
+    def build(self, page: gr.Blocks) -> gr.Dropdown:
+        """Add the components and what they do; return the chooser of models."""
+        words = self._words
+        self._exchanges = gr.State([])
+        self._lay_out_head()
+        with gr.Row():
+            self._bots = [self._bot(side) for side in ("tuned", "base")]
+        self._status = gr.HTML()
+        with gr.Row(equal_height=True):
+            self._question = gr.Textbox(
+                label=words("question"),
+                placeholder=words("question_hint"),
+                scale=6,
+                autofocus=True,
+                elem_classes="gt-question",
+            )
+            with gr.Column(scale=1, min_width=110):
+                self._send = gr.Button(words("send"), variant="primary", elem_classes="gt-send")
+                self._stop = gr.Button(words("stop"), variant="stop", visible=False, elem_classes="gt-stop")
+        self._lay_out_examples()
+        self._lay_out_sampling()
+        self._connect(page)
+        return self._model
+
+    # --- components ---
+
+    def _lay_out_head(self) -> None:
+        words = self._words
+        choices = self._choices()
+        with gr.Row():
+            self._model = gr.Dropdown(
+                choices,
+                value=choices[0][1],
+                label=words("model"),
+                info=None if self._is_public else words("model_info"),
+                allow_custom_value=not self._is_public,
+                scale=3,
+                elem_classes="gt-model",
+            )
+            with gr.Column(scale=2, min_width=260):
+                self._rounds = gr.Radio(
+                    [(words("multi_turn"), "2"), (words("single_turn"), "1")],
+                    value="2",
+                    label=words("rounds"),
+                    elem_classes="gt-rounds",
+                )
+                self._compare = gr.Checkbox(label=words("side_by_side"), elem_classes="gt-compare")
+
+    def _bot(self, side: str) -> gr.Chatbot:
+        is_base = side == "base"
+        return gr.Chatbot(
+            label=self._words(side),
+            visible=not is_base,
+            height=420,
+            editable=None if is_base else "user",
+            buttons=["copy"],
+            placeholder=self._words("begin_here"),
+            layout="bubble",
+            allow_tags=False,
+            min_width=280,
+            elem_classes=f"gt-{side}",
+        )
+
+    def _lay_out_examples(self) -> None:
+        words = self._words
+        shown = {
+            "example_advert": (ADVERT, words("label", label=ADVERT_LABEL)),
+            "example_identity": (words("who_are_you"), ""),
+            "example_first": (TWO_TURNS[0], ""),
+            "example_second": (TWO_TURNS[1], ""),
+        }
+        with gr.Accordion(words("examples"), open=True):
+            with gr.Row():
+                buttons = [
+                    gr.Button(words(key), size="sm", min_width=120, elem_classes=f"gt-{key}") for key in shown
+                ]
+            label = gr.HTML(elem_classes="gt-label")
+        for button, (question, beside) in zip(buttons, shown.values(), strict=True):
+            button.click(
+                lambda question=question, beside=beside: (question, lines([beside] if beside else [])),
+                None,
+                [self._question, label],
+                api_visibility="private",
+            )
+
+    def _lay_out_sampling(self) -> None:
+        words = self._words
+
+        def about(name: str) -> dict[str, str]:
+            return {"label": words(name), "info": words(f"{name}_info"), "elem_classes": f"gt-{name}"}
+
+        with gr.Accordion(words("sampling"), open=False):
+            with gr.Row():
+                temperature = gr.Slider(0, 2, value=0.8, step=0.01, **about("temperature"))
+                top_p = gr.Slider(0, 1, value=0.8, step=0.01, **about("top_p"))
+                top_k = gr.Number(value=0, precision=0, minimum=0, **about("top_k"))
+            with gr.Row():
+                penalty = gr.Slider(0.5, 2, value=1, step=0.01, **about("repetition_penalty"))
+                longest = gr.Number(value=512, precision=0, minimum=1, **about("max_new_tokens"))
+                self._seed = gr.Textbox("", **about("seed"))
+            self._system = gr.Textbox("", lines=2, **about("system"))
+        self._sampling = [temperature, top_p, top_k, penalty, longest]
+
+    # --- what they do ---
+
+    def _connect(self, page: gr.Blocks) -> None:
+        private: dict[str, Any] = {"api_visibility": "private"}  # Any: keyword arguments of a listener
+        asked = [self._exchanges, self._model, self._compare, self._rounds, self._system, self._seed]
+        answered = [self._exchanges, *self._bots, self._status, self._send, self._stop]
+        opened = [self._status, *self._bots, *self._sampling]
+
+        def then_answer(event: Any) -> None:  # Any: Gradio's Dependency
+            answer = event.then(self._answer, [*asked, *self._sampling], answered, **private)
+            # whatever has happened: nobody is left with a page that only stops
+            ready = (gr.update(visible=True), gr.update(visible=False))
+            answer.then(lambda: ready, None, [self._send, self._stop], show_progress="hidden", **private)
+
+        typed = [self._question, self._exchanges]
+        for begin in (self._question.submit, self._send.click):
+            then_answer(begin(self._take, typed, typed, **private))
+        tuned = self._bots[0]
+        then_answer(tuned.retry(self._retry, [self._exchanges], [self._exchanges], **private))
+        then_answer(tuned.edit(self._edit, [self._exchanges], [self._exchanges], **private))
+        tuned.undo(self._undo, [self._exchanges], [*typed[::-1], *self._bots], **private)
+        for bot in self._bots:
+            bot.clear(lambda: ([], [], [], ""), None, [*answered[:3], self._status], **private)
+        self._stop.click(self._halt, None, None, **private)
+        self._compare.change(self._show_base, [self._compare, self._exchanges], self._bots[1], **private)
+        self._model.focus(lambda: gr.update(choices=self._choices()), None, self._model, **private)
+        self._model.change(self._open, self._model, opened, **private)
+        page.load(self._open, self._model, opened, **private)
+        page.unload(self._leave)
+
+    def _choices(self) -> list[tuple[str, str]]:
+        return offered(self._path, self._runs)
+
+    def _open(self, path: str) -> Iterator[list[Any]]:
+        """Open the chosen model; show its own sampling settings."""
+        words = self._words
+        unchanged = [gr.skip()] * (len(self._bots) + len(self._sampling))
+        yield [lines([words("loading", name=path)]), *unchanged]
+        try:
+            opened = self._require_allowed(path)
+        except GlmtuneError as err:
+            yield [error_lines(err, words), *unchanged]
+            return
+        told = [words("ready", name=opened.name, format=opened.tokenizer.template)]
+        if opened.location.run and has_one_round(opened.location.run):
+            told.append(words("one_round"))
+        own = opened.sampling
+        temperature = 0.0 if own.is_greedy else own.temperature
+        base = (
+            words("base_of", name=Path(opened.location.under.name).name) if opened.is_tuned else words("base")
+        )
+        labels = [gr.update(label=opened.name), gr.update(label=base)]
+        numbers = [temperature, own.top_p, own.top_k, own.repetition_penalty, own.max_new_tokens]
+        yield [lines(told), *labels, *numbers]
+
+    def _take(self, question: str, exchanges: Exchanges) -> tuple[str, Exchanges]:
+        """Move what was typed into the conversation."""
+        return "", [*exchanges, Exchange(question)] if question.strip() else exchanges
+
+    def _retry(self, exchanges: Exchanges, event: gr.RetryData) -> Exchanges:
+        number = find_exchange(exchanges, 0, _index(event), self._words)
+        return [*exchanges[:number], Exchange(exchanges[number].question)]
+
+    def _edit(self, exchanges: Exchanges, event: gr.EditData) -> Exchanges:
+        number = find_exchange(exchanges, 0, _index(event), self._words)
+        return [*exchanges[:number], Exchange(as_typed(str(event.value)))]
+
+    def _undo(self, exchanges: Exchanges, event: gr.UndoData) -> list[Any]:
+        number = find_exchange(exchanges, 0, _index(event), self._words)
+        rest = exchanges[:number]
+        shown = [bubbles(rest, side, self._words) for side in range(len(self._bots))]
+        return [rest, exchanges[number].question, *shown]
+
+    def _answer(
+        self,
+        request: gr.Request,
+        exchanges: Exchanges,
+        path: str,
+        is_compared: bool,
+        rounds: str,
+        system: str,
+        seed: str,
+        *sampling: float,
+    ) -> Iterator[list[Any]]:
+        """Answer the last question, if it has no answer yet, by the model and perhaps its base."""
+        if not exchanges or exchanges[-1].answers:
+            yield [gr.skip()] * 6
+            return
+        yield self._shown(exchanges, is_running=True)
+        settings: dict[str, Any] = dict(zip(SAMPLING, sampling, strict=True))
+        try:
+            settings["seed"] = _read_seed(seed)
+            opened = [self._require_allowed(path)]
+            if is_compared and opened[0].is_tuned:
+                opened.append(self._desk.open(path, untuned=True, keep=[opened[0].key]))
+            askings = [
+                self._desk.ask(
+                    each,
+                    messages_for(
+                        exchanges,
+                        side,
+                        system=system,
+                        taught=each.taught,
+                        is_multi_turn=rounds == "2",
+                    ),
+                    settings,
+                    owner=str(request.session_hash),
+                )
+                for side, each in enumerate(opened)
+            ]
+            yield from self._stream(exchanges, askings)
+        except GlmtuneError as err:
+            self._desk.stop(str(request.session_hash))  # of two, one may be answering already
+            exchanges[-1].answers = []
+            yield self._shown(exchanges, is_running=False, status=error_lines(err, self._words))
+            return
+        took = max(asking.seconds for asking in askings)
+        told = [self._words("took", seconds=f"{took:.1f}")]
+        if is_compared and not opened[0].is_tuned:
+            told.append(self._words("nothing_to_compare", name=opened[0].name))
+        yield self._shown(exchanges, is_running=False, status=lines(told))
+
+    def _stream(self, exchanges: Exchanges, askings: list[Asking]) -> Iterator[list[Any]]:
+        """Write the answers into the last exchange, all at once, as they come."""
+        answers = exchanges[-1].answers = [Written() for _ in askings]
+        going = [(asking, answer, iter(asking)) for asking, answer in zip(askings, answers, strict=True)]
+        shown_at = time.perf_counter()
+        while going:
+            for each in list(going):
+                asking, answer, pieces = each
+                is_over = next(pieces, self) is self
+                answer.thought, answer.text = asking.thought, asking.text
+                if is_over:
+                    answer.is_done, answer.remembered = True, asking.remembered
+                    answer.note = self._remark(asking)
+                    going.remove(each)
+            if time.perf_counter() - shown_at > SHOWN_EVERY_S:
+                shown_at = time.perf_counter()
+                yield self._shown(exchanges, is_running=True)
+
+    def _remark(self, asking: Asking) -> str:
+        if asking.is_stopped:
+            return self._words("stopped")
+        return self._words("cut", count=asking.longest) if asking.is_cut else ""
+
+    def _shown(self, exchanges: Exchanges, *, is_running: bool, status: str | None = None) -> list[Any]:
+        shown = [bubbles(exchanges, side, self._words) for side in range(len(self._bots))]
+        return [
+            exchanges,
+            *shown,
+            gr.skip() if status is None else status,
+            gr.update(visible=not is_running),
+            gr.update(visible=is_running),
+        ]
+
+    def _show_base(self, is_compared: bool, exchanges: Exchanges) -> Any:
+        return gr.update(visible=is_compared, value=bubbles(exchanges, 1, self._words))
+
+    def _halt(self, request: gr.Request) -> None:
+        self._desk.stop(str(request.session_hash))
+
+    def _leave(self, request: gr.Request) -> None:
+        """Stop what a visitor who has closed the page still waits for."""
+        self._desk.stop(str(request.session_hash))
+
+    def _require_allowed(self, path: str) -> Opened:
+        """Open a model; on a public page only one of the offered. Raises `CheckpointError`, `ConfigError`."""
+        if self._is_public and path not in {choice for _, choice in self._choices()}:
+            raise ConfigError(f"{path}: not offered on this page", hint="choose one of the list")
+        return self._desk.open(path)
+
+
+def _read_seed(text: str) -> int | None:
+    """Return a typed seed; None for an empty one. Raises `ConfigError`."""
+    try:
+        return int(text) if text.strip() else None
+    except ValueError:
+        raise ConfigError(f"seed: a whole number, got {text!r:.40}", hint="42, or leave it empty") from None
+
+
+def _index(event: gr.RetryData | gr.EditData | gr.UndoData) -> int:
+    """Return the number of the message that an event is about; Gradio gives a pair for an old format."""
+    return event.index if isinstance(event.index, int) else event.index[0]

@@ -1,0 +1,150 @@
+"""Laws of runs whose work or weights are shared over processes: the same figures as of one process."""
+
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from forks import run_ranks
+from glmtune import load_model
+from glmtune.errors import ConfigError
+from glmtune.run_files import read_json_lines
+from glmtune.workflows.early import training_recipe
+from glmtune.workflows.events import drain
+from glmtune.workflows.execute import training
+from glmtune.workflows.forecast import forecast, this_machine
+from glmtune.workflows.plan import planning
+from glmtune.workflows.sharing import require_shareable
+from models import tiny_folder
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+METHODS = {
+    "lora": ["method=lora", "method.dropout=0"],
+    "ptuning": ["method=ptuning", "method.num_prefix_tokens=4", "method.dropout=0"],
+    "full": ["method=full"],
+}
+SLOW = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"))
+
+
+def words(model: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"model={model}", f"output={output}", f"data.train={ADVERTS}", "data.max_tokens=400",
+        "data.max_rows=40", "data.holdout_rows=4", "train.steps=10", "train.lr=1e-3", "train.eval_every=10",
+        "train.batch_size=5", "train.micro_batch_size=2", "samples.prompts=[]", "retain.report=off",
+        "retain.ratio=0", *more,
+    ]  # fmt: skip
+
+
+def steps(run: Path) -> list[dict[str, float]]:
+    return [line for line in read_json_lines(run / "metrics.jsonl") if "loss" in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted((run / "last").resolve().glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same_steps(run: Path, other: Path, *, rel: float) -> None:
+    assert len(steps(run)) == len(steps(other)) == 10
+    for line, expected in zip(steps(run), steps(other), strict=True):
+        assert line["loss"] == pytest.approx(expected["loss"], rel=rel)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=rel)
+        assert line["tokens"] == expected["tokens"]
+
+
+SHARED = [
+    ("fsdp2", "lora"),
+    *(pytest.param("fsdp2", method, marks=SLOW) for method in ("ptuning", "full")),
+    *(pytest.param("ddp", method, marks=SLOW) for method in ("ptuning", "full")),
+]
+
+
+@pytest.mark.parametrize(("engine", "method"), SHARED)
+def test_two_processes_of_an_engine_equal_one(model: Path, tmp_path: Path, engine: str, method: str) -> None:
+    drain(training(training_recipe({}, words(model, tmp_path / "one", *METHODS[method]))))
+    given = words(model, tmp_path / "two", *METHODS[method], f"distributed={engine}")
+    done = run_ranks(2, "-m", "glmtune", "train", *given, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    # whole, under the published names
+    assert {name: part.shape for name, part in two.items()} == {
+        name: part.shape for name, part in one.items()
+    }
+    load_model(tmp_path / "two")  # refuses what does not give the logits that the processes gave together
+
+
+@SLOW
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
+    model: Path, tmp_path: Path, method: str
+) -> None:
+    """Dropout on, so two runs of as many processes are equal, too."""
+    drop = ["method.dropout=0.1"] if method == "lora" else []
+    shared = [*METHODS[method], *drop, "distributed=fsdp2", "train.eval_every=5"]
+
+    def train(*given: str) -> None:
+        done = run_ranks(2, "-m", "glmtune", "train", *given, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+
+    for name in ("whole", "parts"):
+        train(*words(model, tmp_path / name, *shared))
+    parts = tmp_path / "parts"
+    # back to the checkpoint at step 5, as a run that was killed in a later step
+    (parts / "last").unlink()
+    shutil.rmtree(parts / "checkpoints" / "step-000010")
+    (parts / "last").symlink_to("checkpoints/step-000005")
+    train(str(parts), "--resume")
+    lines = ("step", "loss", "grad_norm", "eval_loss")
+    whole, gone_on = (
+        [[line.get(name) for name in lines] for line in read_json_lines(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "parts")
+    )
+    assert gone_on == whole
+    first, second = weights(tmp_path / "whole"), weights(parts)
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["quant=int8"], "distributed.name: fsdp2, but quant=int8: codes are not shared out"),
+        (["method=adalora"], "distributed.name: fsdp2, but method=adalora: its pruning ranks"),
+        (["method.use_dora=true"], "distributed.name: fsdp2, but method.use_dora=true"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_by_name(
+    model: Path, tmp_path: Path, given: list[str], told: str
+) -> None:
+    recipe = training_recipe({}, words(model, tmp_path / "run", "distributed=fsdp2", *given))
+    plan = drain(planning(recipe, begins=False))
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        require_shareable(plan)
+
+
+def test_shared_weights_of_a_single_process_are_refused(model: Path, tmp_path: Path) -> None:
+    recipe = training_recipe({}, words(model, tmp_path / "run", "distributed=fsdp2"))
+    with pytest.raises(ConfigError, match="this is one process, with none to share weights with"):
+        drain(training(recipe))
+
+
+def test_a_forecast_counts_what_a_process_holds_of_shared_weights(model: Path, tmp_path: Path) -> None:
+    def parts(engine: str, number: int) -> Mapping[str, int]:
+        given = words(model, tmp_path / "run", "method=full", f"distributed={engine}")
+        plan = drain(planning(training_recipe({}, given), begins=False))
+        plan.processes.number = number
+        return forecast(plan, this_machine()).phases[0].parts
+
+    whole, shared = parts("ddp", 1), parts("fsdp2", 2)
+    for name in ("weights", "gradients", "optimizer"):
+        assert shared[name] == whole[name] // 2
+    assert 0 < shared["gathered"] <= whole["weights"]  # of two layers

@@ -1,0 +1,273 @@
+"""What a run goes on from and with: the newest whole checkpoint, other settings, a disk that was full."""
+
+import os
+import pickle
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from closeness import assert_close
+from forks import run_ranks
+from glmtune.adapters.store import read_card
+from glmtune.errors import CheckpointError, ConfigError, OutputError
+from glmtune.recipe import Recipe, load_recipe, to_yaml
+from glmtune.run_files import list_checkpoints, read_json_lines
+from glmtune.training.state import STATE_FILE
+from glmtune.workflows.events import Event, Note, Saved, drain
+from glmtune.workflows.execute import training
+from glmtune.workflows.resuming import with_full_paths
+from killed import TIMES, hash_checkpoint
+from models import tiny_folder
+
+ADVERTS = Path(__file__).parents[2] / "examples" / "adverts.jsonl"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder(tmp_path_factory.mktemp("model"), hidden_size=16, ffn_hidden_size=32)
+
+
+def recipe(model: Path, output: Path, *words: str) -> Recipe:
+    values = {
+        "model": str(model),
+        "output": output,
+        "data": {"train": ADVERTS, "max_tokens": 200, "max_rows": 12, "holdout_rows": 2},
+        "train": {"steps": 4, "batch_size": 2, "lr": 3e-2, "schedule": "constant", "eval_every": 2},
+        "samples": {"prompts": []},
+    }
+    return load_recipe(values, words)
+
+
+@pytest.fixture(scope="module")
+def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 4 steps with checkpoints at 2 and 4, and dropout."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    drain(training(recipe(model, run)))
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
+
+
+def resumed(settings: Recipe) -> list[str]:
+    """Go on with a run; the notes that it gives."""
+    events: list[Event] = []
+    drain(training(settings, resume=True), events.append)
+    return [event.text for event in events if isinstance(event, Note)]
+
+
+def steps_of(run: Path) -> list[dict[str, object]]:
+    """The figures of each step, without the times."""
+    lines = [line for line in read_json_lines(run / "metrics.jsonl") if "loss" in line]
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def forget_hashes(card: Path) -> None:
+    """As an early version saved it, and cut off."""
+    card.unlink()
+    truncate(card.with_name(STATE_FILE))
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "reason"),
+    [
+        (STATE_FILE, truncate, "state.pt: is not as it was saved"),
+        (STATE_FILE, Path.unlink, "state.pt: is missing"),
+        ("adapter_model.safetensors", truncate, "adapter_model.safetensors: is not as it was saved"),
+        ("glmtune.json", truncate, "glmtune.json"),
+        (
+            "glmtune.json",
+            forget_hashes,
+            "state.pt: truncated",
+        ),
+    ],
+    ids=["truncated", "deleted", "weights", "card", "no card"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_gone_on_with(
+    model: Path, trained: Path, run: Path, name: str, damage: Callable[[Path], object], reason: str
+) -> None:
+    last = run / "checkpoints" / "step-000004"
+    damage(last / name)
+    [told] = [text for text in resumed(recipe(model, run)) if "is not whole" in text]
+    assert told.startswith("step-000004 is not whole, and is kept as ")
+    assert reason in told
+    assert (run / "checkpoints" / "damaged-step-000004").is_dir()
+    assert hash_checkpoint(last) == hash_checkpoint(trained / "last")
+    assert steps_of(run) == steps_of(trained)
+
+
+def test_a_checkpoint_with_code_in_it_is_not_run_and_the_one_before_gone_on_with(
+    model: Path, trained: Path, run: Path, tmp_path: Path
+) -> None:
+    last, mark = run / "checkpoints" / "step-000004", tmp_path / "executed"
+    for content in (pickle.dumps(Bomb(mark)), pickle.dumps(Bomb(mark), protocol=2)):
+        (last / STATE_FILE).write_bytes(content)
+        card = read_card(last)
+        assert card
+        card.save(last)  # with the right hash of it, as its author would
+        [told] = [text for text in resumed(recipe(model, run)) if "is not whole" in text]
+        assert "state.pt: damaged, or written by torch before 1.6" in told
+        assert not mark.exists()
+        assert hash_checkpoint(last) == hash_checkpoint(trained / "last")
+
+
+def test_without_any_whole_checkpoint_each_is_named_with_its_reason(model: Path, run: Path) -> None:
+    for path in list_checkpoints(run):
+        (path / STATE_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"none of its 2 checkpoints is whole") as caught:
+        resumed(recipe(model, run))
+    for step in (2, 4):
+        assert f"step-00000{step}/state.pt: is missing" in str(caught.value)
+    assert len(list_checkpoints(run)) == 2  # nothing was set aside
+
+
+def test_a_link_to_a_checkpoint_that_is_gone_is_mended_by_resuming(model: Path, run: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    (run / "best").unlink()
+    (run / "best").symlink_to("checkpoints/step-000002")
+    assert any(text.startswith("resumed from step-000002") for text in resumed(recipe(model, run)))
+    assert (run / "last").resolve().name == "step-000004"
+
+
+def test_a_damaged_best_is_told(model: Path, run: Path) -> None:
+    settings = recipe(model, run, "train.lr=0")  # nothing gets better than step 2
+    shutil.rmtree(run)
+    drain(training(settings))
+    truncate(run / "best" / STATE_FILE)
+    assert (run / "best").resolve().name == "step-000002"
+    assert any(text.startswith("the best checkpoint so far is not whole: ") for text in resumed(settings))
+
+
+def test_other_evaluations_checkpoints_and_samples_change_no_step(
+    model: Path, trained: Path, run: Path
+) -> None:
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    words = ("train.eval_every=1", "train.save_every=1", "train.log_every=2", "train.keep_checkpoints=3")
+    notes = resumed(recipe(model, run, *words, "samples.prompts=[你好]", "samples.max_new_tokens=2"))
+    assert "train.eval_every: 2 so far, 1 from here; recipe.yaml has that now" in notes
+    assert steps_of(run) == steps_of(trained)
+    assert hash_checkpoint(run / "last") == hash_checkpoint(trained / "last")
+    assert load_recipe(run / "recipe.yaml").train.eval_every == 1
+    resumed(load_recipe(run / "recipe.yaml", [f"output={run}"]))  # without naming them again
+
+
+def test_a_longer_run_at_a_constant_rate_is_the_run_of_that_length(
+    model: Path, run: Path, tmp_path: Path
+) -> None:
+    notes = resumed(recipe(model, run, "train.steps=6"))
+    assert "train.steps: 4 so far, 6 from here; recipe.yaml has that now" in notes
+    drain(training(recipe(model, tmp_path / "whole", "train.steps=6")))
+    assert steps_of(run) == steps_of(tmp_path / "whole")
+    assert hash_checkpoint(run / "last") == hash_checkpoint(tmp_path / "whole" / "last")
+    with pytest.raises(ConfigError, match=r"6 steps are made already, and train\.steps is 5 here"):
+        resumed(recipe(model, run, "train.steps=5"))
+
+
+@pytest.mark.parametrize("words", [["train.schedule=linear"], ["method=adalora"]])
+def test_where_the_steps_depend_on_the_length_it_stays(model: Path, run: Path, words: list[str]) -> None:
+    (run / "recipe.yaml").write_text(to_yaml(with_full_paths(recipe(model, run, *words))), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"train\.steps is 4 in this run, 6 here"):
+        resumed(recipe(model, run, *words, "train.steps=6"))
+
+
+def test_all_settings_that_change_a_step_are_listed_with_the_command_of_a_new_run(
+    model: Path, run: Path
+) -> None:
+    words = ("train.lr=1", "train.seed=7", "method.r=4", "train.eval_every=1")
+    with pytest.raises(ConfigError) as caught:
+        resumed(recipe(model, run, *words))
+    for told in (
+        "train.lr is 0.03 in this run, 1.0 here",
+        "train.seed is 42 in this run, 7 here",
+        "method.r is",
+    ):
+        assert told in str(caught.value)
+    assert "eval_every" not in str(caught.value)
+    command = caught.value.hint.split("`")[3]
+    assert command.startswith(f"glmtune train {run} model={run} ")
+    assert all(
+        word in command.split() for word in ("train.lr=1.0", "train.seed=7", "method.r=4", "output=NEW")
+    )
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_how_much_is_missing(
+    model: Path, trained: Path, small_disk: Path
+) -> None:
+    settings, ballast = recipe(model, small_disk / "run"), small_disk / "ballast"
+    events = training(settings)
+    while not isinstance(next(events), Saved):
+        pass
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**15))
+    with pytest.raises(OutputError, match=r"No space left on device; .* are free there, and it") as caught:
+        drain(events)
+    assert "more are needed; step-000002 and what was before it are whole" in str(caught.value)
+    assert caught.value.hint.endswith(f"then go on: `glmtune train {small_disk / 'run'} --resume`")
+    ballast.unlink()
+    resumed(settings)
+    assert steps_of(small_disk / "run") == steps_of(trained)
+    assert hash_checkpoint(small_disk / "run" / "last") == hash_checkpoint(trained / "last")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_with_another_number_of_processes_the_updates_are_the_same(
+    model: Path, tmp_path: Path, first: int, then: int
+) -> None:
+    """Without dropout: the figures of each step to the rounding of a sum in another order."""
+    words = ("method.dropout=0", "train.batch_size=4", "train.save_every=2")
+    whole, parts = tmp_path / "whole", tmp_path / "run"
+    drain(training(recipe(model, whole, *words)))
+    train_words = ("-m", "glmtune", "train", str(tmp_path / "recipe.yaml"))
+    short = recipe(model, parts, *words, "train.steps=2")
+    (tmp_path / "recipe.yaml").write_text(to_yaml(with_full_paths(short)), encoding="utf-8")
+    done = run_ranks(first, *train_words, cwd=tmp_path, text=True)
+    assert done.returncode == 0, done.stderr
+    done = run_ranks(then, *train_words, "train.steps=4", "--resume", cwd=tmp_path, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"saved by {first} process" in done.stdout
+    for mine, theirs in zip(steps_of(parts), steps_of(whole), strict=True):
+        assert mine["tokens"] == theirs["tokens"]
+        for name in ("loss", "grad_norm"):
+            assert_close(torch.tensor(mine[name]), torch.tensor(theirs[name]), share=1e-5)
+
+
+def test_a_disk_that_takes_no_more_writing_is_said_and_changes_nothing(
+    model: Path, trained: Path, small_disk: Path
+) -> None:
+    run = Path(shutil.copytree(trained, small_disk / "run", symlinks=True))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OutputError, match=r"cannot be written: Read-only file system"):
+        resumed(recipe(model, run))
+    assert hash_checkpoint(run / "last") == hash_checkpoint(trained / "last")

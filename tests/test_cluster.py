@@ -1,0 +1,71 @@
+"""docs/cluster.md and the files beside it: the table is what its formulas say, the files start valid runs."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from tools.cluster_tables import MODELS, PAGES, fill, held, sent
+from tools.pages import DOCS
+
+from glmtune.recipe import load_recipe
+
+FILES = DOCS.parent / "examples" / "cluster"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_holds_its_table_of_traffic(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    assert fill(text, page) == text, "python -m tools.cluster_tables"
+
+
+def test_the_formulas_give_what_two_processes_move_and_hold() -> None:
+    """By hand, of 6,243,584,000 fp32 weights: each sends its half of the sums, and gathers the other half."""
+    model, size = MODELS[0], 6_243_584_000 * 4
+    assert sent(model, "full", "ddp", 2) == size
+    assert sent(model, "full", "fsdp2", 2) == 1.5 * size
+    assert held(model, "full", "fsdp2", 2) == 2 * size  # half of weights, gradients and two means
+    assert held(model, "full", "ddp", 2) == 5 * size
+
+
+@pytest.mark.parametrize("name", ["pytorchjob.yaml", "trainjob.yaml"])
+def test_the_words_of_a_kubernetes_file_are_a_recipes(name: str) -> None:
+    jobs = yaml.safe_load((FILES / name).read_text(encoding="utf-8"))
+
+    def commands(part: object) -> list[list[str]]:
+        inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+        own = [part["args"]] if isinstance(part, dict) and "args" in part else []
+        return [*own, *(command for each in inner for command in commands(each))]
+
+    found = commands(jobs)
+    assert found
+    for words in found:
+        start = words.index("train") + 1
+        assert words[:start] == ["-m", "glmtune", "train"]
+        assert load_recipe({}, words[start + 1 :]).distributed.name == "fsdp2"
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+def test_the_slurm_file_starts_a_process_for_each_card(tmp_path: Path) -> None:
+    """Slurm's own commands are stood for by scripts that say what they were asked."""
+    for command, said in (("scontrol", "echo node7; echo node8"), ("srun", 'echo "$@"')):
+        (tmp_path / command).write_text(f"#!/bin/bash\n{said}\n", encoding="utf-8")
+        (tmp_path / command).chmod(0o755)
+    slurm = {
+        "SLURM_JOB_NODELIST": "node[7-8]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "12",
+        "SLURM_GPUS_ON_NODE": "8",
+    }
+    done = subprocess.run(
+        ["bash", str(FILES / "slurm.sbatch"), "recipe.yaml", "model=x"],
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", **slurm},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == (
+        "--kill-on-bad-exit=1 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-id 12 --rdzv-backend c10d "
+        "--rdzv-endpoint node7:29500 -m glmtune train recipe.yaml model=x"
+    )
