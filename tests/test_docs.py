@@ -52,12 +52,14 @@ LISTS = (
     "developing",
     "python",
     "how-glm-works",
+    "knowledge-base",
     "runs",
     "serve",
     "web",
 )
 """Pages without commands to run here: made by a program, or figures, links and Python; `serve` and `web` have
-commands that do not end, see tests/cli/test_serve.py and tests/cli/test_web.py."""
+commands that do not end, see tests/cli/test_serve.py and tests/cli/test_web.py; those of the knowledge base are
+typed in unit/serve."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (

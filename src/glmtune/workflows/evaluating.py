@@ -59,11 +59,9 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     yield from test_rows.notes
     folder = evaluation_folder(recipe, location, test_rows.name)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
-    # the facts name the types themselves: `auto` may mean others on the next machine
-    facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, max_new_tokens)
-    facts["dtype"] = dtype.name
-    if dtype.computing != dtype.dtype:
-        facts["dtype"] += f" computed in {dtype.computing_name}"
+    facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, dtype) | {
+        "max_new_tokens": max_new_tokens
+    }
     team = Processes(resolve_device(recipe.device))
     # the first process alone opens the folder; the others learn from it what is answered already
     whole = PredictionFile(folder, facts) if team.is_main else None
@@ -149,7 +147,7 @@ def load_answering(
 
 
 def _answer_facts(
-    recipe: Recipe, location: Location, paths: Sequence[Path], template: str | None, max_new_tokens: int
+    recipe: Recipe, location: Location, paths: Sequence[Path], template: str | None, dtype: Choice
 ) -> dict[str, Any]:
     """Return everything that an answer depends on; with any of it changed, old answers are not reused."""
     folders = [folder for folder in (location.base, location.adapter) if folder]
@@ -161,12 +159,14 @@ def _answer_facts(
         # size and time instead of a hash: hashing 12 GB would take longer than many an evaluation
         "weights": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in weights],
         "template": template,
-        "dtype": "",  # of what was chosen by it
+        # the types themselves: `auto` may mean others on the next machine
+        "dtype": dtype.name
+        if dtype.computing == dtype.dtype
+        else f"{dtype.name} computed in {dtype.computing_name}",
         "quant": recipe.quant or location.quant,
         "data": ", ".join(str(full_path(path)) for path in paths),
         "data_sha256": " ".join(map(data_hash, paths)),
         "encoding": recipe.data.model_dump(mode="json", exclude=NO_ENCODING),
-        "max_new_tokens": max_new_tokens,
         "compute": recipe.evaluate.compute,
         # None for 1, so that evaluations of earlier versions, which had no strength, go on
         "strength": None if recipe.evaluate.strength == 1 else recipe.evaluate.strength,
