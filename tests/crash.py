@@ -124,13 +124,16 @@ def crash(work: Path, names: list[str], kills: int, seed: int) -> dict[str, Any]
                 tally.during[activity(folder)] += 1
                 tally.odd += [f"{name}: {problem}" for problem in half_readable(folder)]
         tally.runs += 1
-        print(f"{time.monotonic() - since:.0f} s: {tally.kills} kills, {tally.runs} runs", file=sys.stderr)
         found = left(folder) if status == 0 else {"error": message}
         tally.odd += [
             f"{name}: {key}: {found.get(key)}, not {expected.get(key)}"
             for key in {**expected, **found}
             if found.get(key) != expected.get(key)
         ]
+        print(
+            f"{time.monotonic() - since:.0f} s: {tally.kills} kills, {tally.runs} runs, {len(tally.odd)} odd",
+            file=sys.stderr,
+        )
     return {
         "kills": tally.kills,
         "runs": tally.runs,
