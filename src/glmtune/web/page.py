@@ -126,9 +126,10 @@ def open_page(site: Site) -> OpenPage:
             enable_monitoring=False,
             app_kwargs={"middleware": [Middleware(ByBrowser)]},
         )
-    except OSError as err:
+    except (OSError, ValueError) as err:  # ValueError: Gradio could not reach its own page
         raise ConfigError(
-            f"--port {site.port}: {err}", hint="something listens there: choose another, or 0 for a free one"
+            f"--port {site.port}: {err}",
+            hint="something listens there: choose another, or 0 for a free one; else try NO_PROXY=127.0.0.1",
         ) from err
     if site.is_public and not public:
         page.close()
