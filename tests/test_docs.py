@@ -58,8 +58,8 @@ LISTS = (
     "web",
 )
 """Pages without commands to run here: made by a program, or figures, links and Python; `serve` and `web` have
-commands that do not end, see tests/cli/test_serve.py and tests/cli/test_web.py; those of the knowledge base are
-typed in unit/serve."""
+commands that do not end, see tests/cli/test_serve.py and tests/cli/test_web.py; those of the knowledge base
+are typed in unit/serve."""
 TUTORIALS = tuple(
     f"from-the-tutorials/{name}"
     for name in (
