@@ -14,7 +14,7 @@ Reason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class AddedText:
     """The text, thought and calls that one token has added to an answer."""
 
     index: int
@@ -55,7 +55,7 @@ class GrowingAnswer:
         self._is_one_call = is_one_call
         self._has_calls = False
 
-    def take(self, token: Token) -> Written:
+    def take(self, token: Token) -> AddedText:
         """Return what a token adds; with a `reason` if the answer ends with it."""
         self.num_tokens += 1
         is_end = token.id in self._stop_ids
@@ -63,14 +63,14 @@ class GrowingAnswer:
         pieces = [] if is_end else self._read(token.id)
         is_called = self._is_one_call and self._has_calls
         if not (token.is_last or is_called or self._stops.found is not None):
-            return Written(self.index, pieces, drawn)
+            return AddedText(self.index, pieces, drawn)
         if not is_called:
             pieces += self._flush()
             pieces += self._note(self._stream.finish()) if self._stream else []
         # what was kept back may hold a stop text, or a call
         is_ended = is_end or is_called or self._stops.found is not None
         reason: Reason = "length" if not is_ended else "tool_calls" if self._has_calls else "stop"
-        return Written(self.index, pieces, drawn, reason, self._stops.found)
+        return AddedText(self.index, pieces, drawn, reason, self._stops.found)
 
     def _read(self, token: int) -> list[AnswerPiece]:
         name = self._controls.get(token)

@@ -9,7 +9,7 @@ from secrets import token_hex
 from typing import Any
 
 from glmtune.generate.sampling import Likely
-from glmtune.serve.answer import Written
+from glmtune.serve.answer import AddedText
 from glmtune.serve.errors import ApiError
 from glmtune.serve.schema import ChatRequest
 from glmtune.serve.service import GrowingReply, Question
@@ -63,7 +63,7 @@ class _Writer:
     def chunk(self, choices: Sequence[dict[str, Any]], **more: object) -> dict[str, Any]:
         return {**self.head, "choices": list(choices), **more}
 
-    def written(self, written: Written) -> list[dict[str, Any]]:
+    def written(self, written: AddedText) -> list[dict[str, Any]]:
         """Return the chunks of what a token adds; none if it adds nothing yet."""
         drawn = None if written.drawn is None else token_logprob(self.reply.model.tokenizer, *written.drawn)
         deltas = [_delta(piece) for piece in written.pieces]

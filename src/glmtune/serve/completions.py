@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
-from glmtune.serve.answer import Written
+from glmtune.serve.answer import AddedText
 from glmtune.serve.chat import usage
 from glmtune.serve.schema import CompletionRequest
 from glmtune.serve.service import GrowingReply, Question
@@ -68,7 +68,7 @@ async def completion(replies: Sequence[GrowingReply]) -> dict[str, Any]:
     """Return whole replies."""
     choices: list[dict[str, Any]] = []
     for reply in replies:
-        found: list[list[Written]] = [[] for _ in reply.answers]
+        found: list[list[AddedText]] = [[] for _ in reply.answers]
         async for written in reply:
             found[written.index].append(written)
         for answer in found:
@@ -83,7 +83,7 @@ async def completion(replies: Sequence[GrowingReply]) -> dict[str, Any]:
     return {**_head(replies[0]), "choices": choices, "usage": _total(replies)}
 
 
-def _text(written: Written) -> str:
+def _text(written: AddedText) -> str:
     return "".join(piece.text for piece in written.pieces if isinstance(piece, TextPiece))
 
 
@@ -99,7 +99,7 @@ class _LoggedTokens:
         self._tokenizer = tokenizer
         self._place = 0
 
-    def listed(self, answer: Sequence[Written]) -> Mapping[str, Any] | None:
+    def listed(self, answer: Sequence[AddedText]) -> Mapping[str, Any] | None:
         """Return the lists of these tokens; None if no log-probabilities were asked for."""
         drawn = [written.drawn for written in answer if written.drawn]
         if not drawn:

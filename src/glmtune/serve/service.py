@@ -16,7 +16,7 @@ from glmtune.errors import ConfigError
 from glmtune.generate.requests import Request
 from glmtune.generate.sampling import Sampling, read_sampling, usual_sampling
 from glmtune.log import tell
-from glmtune.serve.answer import GrowingAnswer, Reason, Written
+from glmtune.serve.answer import AddedText, GrowingAnswer, Reason
 from glmtune.serve.errors import ApiError, api_error
 from glmtune.serve.limits import ServerLimits
 from glmtune.serve.worker import TokenStream, Worker
@@ -104,7 +104,7 @@ class GrowingReply:
         """Tokens of all answers so far, the ones that ended them included."""
         return sum(answer.num_tokens for answer in self.answers)
 
-    async def __aiter__(self) -> AsyncIterator[Written]:
+    async def __aiter__(self) -> AsyncIterator[AddedText]:
         """Yield what each token adds. Raises `ApiError` if an answer is broken off."""
         try:
             async for index, token in self._stream:
