@@ -17,7 +17,6 @@ from glmtune.serve.responses_schema import (
     ReasoningItem,
     ReasoningPart,
     ResponsesRequest,
-    ResponsesTool,
     ResultItem,
     TurnItem,
 )
@@ -32,17 +31,18 @@ def response_question(request: ResponsesRequest) -> Question:
     return Question(
         model=request.model,
         messages=_messages(request),
-        tools=() if request.tool_choice == "none" else list(map(_tool, request.tools or ())),
+        tools=[
+            {
+                "type": "function",
+                "function": tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True),
+            }
+            for tool in (() if request.tool_choice == "none" else request.tools or ())
+        ],
         is_one_call=request.parallel_tool_calls is False,
         options={} if has_thought else {"enable_thinking": False},
         sampling={name: value for name in names if (value := getattr(request, name)) is not None},
         max_new_tokens=request.max_output_tokens,
     )
-
-
-def _tool(tool: ResponsesTool) -> dict[str, Any]:
-    function = tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
-    return {"type": "function", "function": function}
 
 
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:

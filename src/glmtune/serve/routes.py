@@ -56,13 +56,5 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def stream(service: Service, events: AsyncIterator[str], replies: Sequence[GrowingReply]) -> Response:
     """Return the server-sent events of replies, which are given up when the client goes."""
-
-    async def watched() -> AsyncIterator[str]:
-        try:
-            async for event in events:
-                yield event
-        finally:
-            for reply in replies:
-                reply.close()
-
-    return EventStream(watched(), send_timeout_s=service.limits.send_timeout_s)
+    ended = [reply.close for reply in replies]
+    return EventStream(events, send_timeout_s=service.limits.send_timeout_s, ended=ended)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -22,12 +22,15 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], *, send_timeout_s: float) -> None:
-        """`events`: an async generator of whole events."""
+    def __init__(
+        self, events: AsyncIterator[str], *, send_timeout_s: float, ended: Sequence[Callable[[], None]] = ()
+    ) -> None:
+        """`events`: an async generator of whole events; `ended`: called at the end, whatever it is."""
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers)
         self._events: Any = events
         self._send_timeout_s = send_timeout_s
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes."""
@@ -41,6 +44,9 @@ class EventStream(StreamingResponse):
         except TimeoutError:
             return  # uvicorn closes the connection
         finally:
+            # first and not in the generator: one that never began, its client gone before, runs no `finally`
+            for note in self._ended:
+                note()
             await self._events.aclose()
 
 

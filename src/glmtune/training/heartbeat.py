@@ -35,12 +35,14 @@ class Heartbeat:
         """Called in a thread, once, with a sentence about the process that is silent."""
         self._seen: dict[int, str] = {}
         self._end = threading.Event()
+        self._has_stopped = False
         self._store = _join_store(is_first=rank == 0)
         for work in (self._give, self._watch):
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         """Tell the others that this process has ended as it should; watch no more."""
+        self._has_stopped = True
         self._end.set()
         self._set(_ENDED)
 
@@ -55,6 +57,8 @@ class Heartbeat:
         while not self._end.wait(self._beat_s):
             beat += 1
             self._set(f"{beat} {self.place}")
+            if self._has_stopped:  # `stop` came between: its word has to be the last
+                self._set(_ENDED)
             for rank in watched:
                 try:
                     if self._store.check([_key(rank)]):

@@ -165,7 +165,12 @@ def restore_run(run: "Run") -> Iterator[Note]:
         num_processes = len(state["random"])
     if run.pruning:
         require_saved(run.model, last)  # the state's weights are those of the adapter's files
-    _require_steps_left(run)
+    made, steps = run.progress.step, run.plan.num_steps
+    if made > steps:
+        raise ConfigError(
+            f"{run.writer.folder}: {made} steps are made already, and train.steps is {steps} here",
+            hint=f"more than {made}, or begin anew, with another folder: output=FOLDER",
+        )
     best = run.progress.best_step
     damage = _damage_of(run.writer.checkpoint_path(best)) if best not in (None, run.progress.step) else ""
     run.processes.wait()  # until all have read what is given another name now
@@ -184,20 +189,9 @@ def restore_run(run: "Run") -> Iterator[Note]:
             f"saved by {num_processes} process{'es' * (num_processes > 1)}, gone on with by "
             f"{run.processes.number}: the steps have the same rows; dropout draws other numbers"
         )
-    num_steps = run.plan.num_steps
-    steps_left = f"resumed from {last.name}: {num_steps - run.progress.step} of {num_steps} steps to go"
+    steps_left = f"resumed from {last.name}: {steps - made} of {steps} steps to go"
     changed = _changed_type(card, run.base) if card else "saved without hashes of its files"
     yield Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))
-
-
-def _require_steps_left(run: "Run") -> None:
-    """Raise `ConfigError` if a run is resumed with fewer steps than it has made."""
-    made, steps = run.progress.step, run.plan.num_steps
-    if made > steps:
-        raise ConfigError(
-            f"{run.writer.folder}: {made} steps are made already, and train.steps is {steps} here",
-            hint=f"more than {made}, or begin anew, with another folder: output=FOLDER",
-        )
 
 
 def _damage_of(checkpoint: Path) -> str:

@@ -208,7 +208,7 @@ def _wait_for(
         time.sleep(POLL_S)
 
 
-_NO_MORE = "\0"
+_NO_MORE = "\n"  # compared by `is`, and Python keeps one object for it: no line can be a line break
 """Yielded by `_lines` whenever there is no whole line left for now."""
 
 
@@ -253,6 +253,14 @@ def state_of(folder: str | Path) -> RunState:
         raise ConfigError(
             f"{run}: no run here", hint="name the folder of a run; `glmtune runs` lists those that there are"
         )
+    state: RunStateName = "finished" if (run / RESULT_FILE).exists() else "stopped"
+    if record is not None:
+        state = record.state
+        if record.end is None and state not in LIVE:
+            # it may have written its end, and gone, since the record was read: what is there now is the last
+            record = read_record(run) or record
+            state = record.state
+    # after the process: the lines of one that has ended are complete
     metrics = _last_lines(run / METRICS_FILE)
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line["eval_loss"] for line in metrics if "eval_loss" in line]
@@ -266,15 +274,14 @@ def state_of(folder: str | Path) -> RunState:
         else "",
     }
     if record is None:
-        state: RunStateName = "finished" if (run / RESULT_FILE).exists() else "stopped"
         return RunState(folder=run, state=state, **facts)
     paces = [line["step_s"] for line in steps[-RECENT_STEPS:] if line.get("step_s") is not None]
     left = record.steps - facts["step"] if record.steps is not None else None
-    named = ("pid", "host", "began", "steps", "message", "hint", "state")
+    named = ("pid", "host", "began", "steps", "message", "hint")
     known = {name: getattr(record, name) for name in named}
-    is_known = record.state == "running" and paces and left is not None
+    is_known = state == "running" and paces and left is not None
     eta_s = sum(paces) / len(paces) * left if is_known and left is not None else None
-    return RunState(folder=run, eta_s=eta_s, **facts, **known)
+    return RunState(folder=run, state=state, eta_s=eta_s, **facts, **known)
 
 
 def _tail(path: Path) -> list[str]:
