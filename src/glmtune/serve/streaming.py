@@ -44,7 +44,7 @@ class EventStream(StreamingResponse):
         except TimeoutError:
             return  # uvicorn closes the connection
         finally:
-            # first and not in the generator: one that never began, its client gone before, runs no `finally`
+            # not in a `finally` of the generator: closed before its first event, it would run none
             for note in self._ended:
                 note()
             await self._events.aclose()
