@@ -86,6 +86,7 @@ def _turns(message: UserMessage | AssistantMessage) -> Iterator[dict[str, Any]]:
                 continue
             yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
             texts = []
+            # in the order of the blocks: text in front of a result was said before it
             yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
         yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
 
@@ -135,9 +136,11 @@ def _end(reason: str | None, stop: str | None) -> dict[str, Any]:
 
 def _block(piece: AnswerPiece) -> dict[str, Any]:
     if isinstance(piece, ThoughtPiece):
+        # Anthropic signs thoughts, and its clients require the field; nothing is signed here
         return {"type": "thinking", "thinking": piece.text, "signature": ""}
     if isinstance(piece, TextPiece):
         return {"type": "text", "text": piece.text}
+    # an object here, where OpenAI has its JSON as a text
     arguments = json.loads(piece.arguments)
     return {"type": "tool_use", "id": piece.id, "name": piece.name, "input": arguments}
 

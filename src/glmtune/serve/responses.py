@@ -58,6 +58,7 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
         elif isinstance(item, TurnItem) and item.role != "assistant":
             turns.append({"role": item.role, "content": _text(item.content)})
         else:
+            # a thought stands in front of an answer: it begins the next one
             if not turns or turns[-1]["role"] != "assistant" or isinstance(item, ReasoningItem):
                 turns.append({"role": "assistant", "content": None})
             _add_to_answer(turns[-1], item)
@@ -110,6 +111,7 @@ class _ResponseWriter:
             "metadata": dict(request.metadata or {}),
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
+            # its id leads to nothing later: no answer is kept for a previous_response_id
             "store": False,
             "temperature": request.temperature,
             "text": {"format": {"type": "text"}},
@@ -173,6 +175,7 @@ class _ItemEvents(BlockEvents):
         if isinstance(piece, CallPiece):
             empty = CallPiece(piece.index, piece.id, piece.name, "")
             return [self._added(index, empty)]
+        # clients add the deltas to what they are told at the begin: a text there would come twice
         start = type(piece)("")
         place = self._place(index, start)
         return [

@@ -27,6 +27,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            # FastAPI calls `json` of the request it is given: a subclass is the one place to read strictly
             found: Response = await handle(_StrictRequest(request.scope, request.receive))
             return found
 

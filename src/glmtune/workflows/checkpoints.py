@@ -81,6 +81,7 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
             # link before pruning: `best` and `last` never point at a folder that is gone
             run.writer.link_checkpoint(step, best_step=run.progress.best_step)
             run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
+    # a main process that fails above never comes here: its end breaks the wait of the others off
     run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
@@ -125,6 +126,7 @@ def newest_whole(folder: Path) -> WholeCheckpoint:
     Every byte is read. Raises `CheckpointError` if there is none, saying what is wrong with each.
     """
     damaged: list[tuple[Path, CheckpointError]] = []
+    # by steps and not by `last`, which may lead to a damaged one
     for path in reversed(list_checkpoints(folder)):
         try:
             card = read_card(path)
