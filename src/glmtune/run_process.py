@@ -55,6 +55,7 @@ class ProcessRecord:
         """True if this very process runs on this machine."""
         try:
             process = psutil.Process(self.pid)
+            # a zombie has ended, and only waits for its parent to ask
             return birth_mark(process) == self.birth and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
@@ -64,6 +65,7 @@ class ProcessRecord:
         """The state of the run, by this record and by the processes of this machine."""
         if self.end:
             return self.end
+        # a shared disk: the number means another process here
         if self.host != platform.node():
             return "unknown"
         if self.is_alive:
@@ -127,6 +129,7 @@ def require_idle(folder: Path) -> None:
     record = read_record(folder)
     if record is None or record.state not in LIVE:
         return
+    # parents too: `start` records the launcher of --nproc, whose children train
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     if record.pid not in own:
         name = shlex.quote(str(folder))

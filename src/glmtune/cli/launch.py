@@ -91,16 +91,19 @@ def _start(said: Sequence[IO[bytes] | None]) -> list[subprocess.Popen[bytes]]:
     """Start a process for each file of `said`, which takes what it says on stderr; None: the terminal."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
+        # torch needs the number before it listens; another program could still take it meanwhile
         port = str(probe.getsockname()[1])
     number = len(said)
     threads = str(max(1, (os.cpu_count() or 1) // number))  # else each starts as many as there are cores
     world = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "MASTER_PORT": port}
     world |= {"MASTER_ADDR": "127.0.0.1", LAUNCHED: "yes"}
+    # the user's own OMP_NUM_THREADS goes before ours, the world before an outer one
     shared = {"OMP_NUM_THREADS": threads, **os.environ, **world}
     return [
         subprocess.Popen(
             [sys.executable, "-m", "glmtune", *sys.argv[1:]],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            # one reader and one voice: the first process has the terminal
             stdin=subprocess.DEVNULL if rank else None,
             stdout=subprocess.DEVNULL if rank else None,
             stderr=file,

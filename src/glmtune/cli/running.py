@@ -92,6 +92,7 @@ def stop(run: Path, now: bool) -> None:
 
 def _lines_of(state: "RunState") -> list[str]:
     """Return a state in words: what and how far; which process; its last line, or how to go on."""
+    from glmtune.run_files import list_checkpoints
     from glmtune.training.progress import clock_time
 
     of = "" if state.steps is None else f" of {state.steps:,} ({state.share:.0%})"
@@ -111,15 +112,8 @@ def _lines_of(state: "RunState") -> list[str]:
         lines.append(f"  last line: {state.last_line}")
     lines += [f"  {text}" for text in (state.message, state.hint) if text]
     if state.state in ("stopped", "failed", "killed") and "--resume" not in state.message:
-        lines.append(f"  {_go_on(state.folder)}")
+        if list_checkpoints(state.folder):
+            lines.append(f"  go on with: {program()} train {shlex.quote(str(state.folder))} --resume")
+        else:
+            lines.append("  it has saved no checkpoint: train anew")
     return lines
-
-
-def _go_on(folder: Path) -> str:
-    """Return how to go on with a run that has ended."""
-    from glmtune.run_files import list_checkpoints
-
-    name = shlex.quote(str(folder))
-    if list_checkpoints(folder):
-        return f"go on with: {program()} train {name} --resume"
-    return "it has saved no checkpoint: train anew"

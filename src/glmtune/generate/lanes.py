@@ -43,6 +43,7 @@ class Lanes:
                 f"max_held_tokens: {left} for {len(lengths) + 1} lanes",
                 hint=f"max_held_tokens={4096 * max_rows}",
             )
+        # one counter for all: a number names its request whatever lane it is in
         numbers = count()
         self._engines: list[Engine] = []
         self._lengths = lengths
@@ -95,6 +96,7 @@ class Lanes:
     def cancel(self, number: int) -> None:
         """Drop a request, waiting or half answered, and free its memory at once."""
         self._drawn = [token for token in self._drawn if token.request != number]
+        # its lane is not looked up: engines pass over numbers they do not have
         for engine in self._engines:
             engine.cancel(number)
 

@@ -51,6 +51,7 @@ class GrowingAnswer:
         self._stop_ids = frozenset((*tokenizer.stop_ids, tokenizer.end_id))
         self._stops = StopTexts(stops)
         self._stream = stream
+        # by id: text that only spells such a token has other ids, and stays text
         self._controls = {tokenizer.control_id(name): name for name in stream.control_names} if stream else {}
         self._is_one_call = is_one_call
         self._has_calls = False
@@ -60,6 +61,7 @@ class GrowingAnswer:
         self.num_tokens += 1
         is_end = token.id in self._stop_ids
         drawn = None if token.likely is None or is_end else (token.id, token.likely)
+        # the token of the end counts as written, but adds no text
         pieces = [] if is_end else self._read(token.id)
         is_called = self._is_one_call and self._has_calls
         if not (token.is_last or is_called or self._stops.found is not None):
@@ -77,6 +79,7 @@ class GrowingAnswer:
         if name is None or self._stream is None:
             return self._parse(self._stops.add(self._text.add(token)))
         pieces = self._flush()
+        # the bytes of a character do not go on behind a control token
         self._text = self._tokenizer.text_stream()
         # nothing follows a stop text
         return (
@@ -96,4 +99,5 @@ class GrowingAnswer:
     def _note(self, pieces: list[AnswerPiece]) -> list[AnswerPiece]:
         calls = [place for place, piece in enumerate(pieces) if isinstance(piece, CallPiece)]
         self._has_calls = self._has_calls or bool(calls)
+        # one token may complete a call and begin text behind it
         return pieces[: calls[0] + 1] if calls and self._is_one_call else pieces

@@ -31,9 +31,11 @@ def build_app(service: Service, access: Access) -> FastAPI:
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
+        # not before: only here does the loop run that the tokens go back to
         service.worker.start()
         yield
         service.worker.close()
+        # the loop runs on meanwhile: the last events reach their clients by it
         await service.worker.join()
 
     app = FastAPI(title="glmtune", summary="Tuned GLM models behind OpenAI's interface.", lifespan=live)
@@ -98,6 +100,7 @@ def _field_error(errors: Sequence[dict[str, Any]], body: object) -> ApiError:
 def _place(error: Mapping[str, Any], body: object) -> list[str]:
     """Return the keys that lead to an error in the body, without pydantic's names of allowed forms."""
     place, inner = [], body
+    # FastAPI puts "body" in front of each place
     for part in error["loc"][1:]:
         if (isinstance(inner, Mapping) and part in inner) or (
             isinstance(inner, list) and isinstance(part, int)
@@ -130,6 +133,7 @@ def _openai_routes(service: Service) -> APIRouter:
                 replies.append(reply)
             if not body.stream:
                 return JSONResponse(await unless_gone(request, completion(replies)))
+        # a refusal of a later prompt, or the client's going: the answers to the earlier ones must end too
         except BaseException:
             for reply in replies:
                 reply.close()

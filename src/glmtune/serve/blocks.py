@@ -34,6 +34,7 @@ class BlockEvents(ABC):
         """Return the events of the next pieces."""
         events = []
         for piece in pieces:
+            # one block if the piece goes on with the last one, two if it begins another
             joined = merged([*self.blocks[-1:], piece])
             if not self._is_open or len(joined) > 1:
                 events += self.finish()

@@ -67,6 +67,7 @@ class _Writer:
         """Return the chunks of what a token adds; none if it adds nothing yet."""
         drawn = None if written.drawn is None else token_logprob(self.reply.model.tokenizer, *written.drawn)
         deltas = [_delta(piece) for piece in written.pieces]
+        # half a character, or text kept back: the log-probability still needs a chunk to stand in
         if drawn is not None and not deltas:
             deltas = [{"content": ""}]
         choices: list[dict[str, Any]] = [
@@ -74,6 +75,7 @@ class _Writer:
             for delta in deltas
         ]
         if drawn is not None:
+            # in the first only: a client that joins the chunks would count the token twice
             choices[0]["logprobs"] = {"content": [drawn], "refusal": None}
         if written.reason:
             end = {"index": written.index, "delta": {}, "logprobs": None, "finish_reason": written.reason}
@@ -86,6 +88,7 @@ async def chat_chunks(reply: GrowingReply, *, includes_usage: bool) -> AsyncIter
     writer = _Writer(reply, "chat.completion.chunk")
     more: dict[str, Any] = {"usage": None} if includes_usage else {}
     for answer in reply.answers:
+        # the role comes once and first, as OpenAI's stream has it; clients begin their message by it
         begin = {"role": "assistant", "content": ""}
         choice = {"index": answer.index, "delta": begin, "logprobs": None, "finish_reason": None}
         yield {**writer.chunk([choice]), **more}
@@ -93,6 +96,7 @@ async def chat_chunks(reply: GrowingReply, *, includes_usage: bool) -> AsyncIter
         for chunk in writer.written(written):
             yield {**chunk, **more}
     if includes_usage:
+        # OpenAI's last chunk has no choices: clients that read choices[0] have to ask for usage first
         yield writer.chunk([], usage=usage(reply))
 
 
@@ -121,6 +125,7 @@ def whole_message(pieces: Sequence[AnswerPiece]) -> dict[str, Any]:
     calls = [_call(piece) for piece in pieces if isinstance(piece, CallPiece)]
     message: dict[str, Any] = {
         "role": "assistant",
+        # OpenAI writes null beside calls alone
         "content": text or (None if calls else ""),
         "refusal": None,
     }
@@ -158,4 +163,5 @@ def token_logprob(tokenizer: Tokenizer, token: int, likely: Likely) -> dict[str,
 
 def _spelled(tokenizer: Tokenizer, token: int) -> dict[str, Any]:
     text = tokenizer.decode([token])
+    # half a character decodes to U+FFFD: its own bytes are not known here
     return {"token": text, "bytes": list(text.encode("utf-8", "replace"))}

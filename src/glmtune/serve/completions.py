@@ -50,6 +50,7 @@ async def completion_chunks(
     first = 0
     for reply in replies:
         tokens = [_LoggedTokens(reply.model.tokenizer) for _ in reply.answers]
+        # the replies behind it are written meanwhile; their tokens wait in their queues
         async for written in reply:
             text = _text(written)
             listed = tokens[written.index].listed([written])
@@ -107,6 +108,7 @@ class _LoggedTokens:
         names = [self._tokenizer.decode([token]) for token, _ in drawn]
         places = []
         for name in names:
+            # counted in characters of the tokens' own texts, which may differ from the joined text
             places.append(self._place)
             self._place += len(name)
         return {

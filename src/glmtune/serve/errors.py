@@ -50,6 +50,7 @@ def api_error(error: BaseException) -> ApiError:
     """Return the error for a client: one of glmtune's as 400, any unknown one as 500 without its text."""
     if isinstance(error, ApiError):
         return error
+    # before its base class below: the client has done nothing wrong
     if isinstance(error, AnswerError):
         return ApiError(500, str(error), code="answer_failed")
     if isinstance(error, GlmtuneError):

@@ -59,6 +59,7 @@ class Access:
                 f"Host: {host!r:.80} is no name of this server; --allow-host adds one",
                 code="foreign_host",
             )
+        # browsers send it with every POST; a page's script can neither leave it out nor forge it
         origin = headers.get(b"origin", b"").decode("latin-1")
         # a page of this server has its own address for an origin; a program that is no browser has none
         own = ("", f"http://{host}".lower(), f"https://{host}".lower())
@@ -68,11 +69,13 @@ class Access:
                 f"Origin: {origin!r:.80} may not ask here; --allow-origin adds one",
                 code="foreign_origin",
             )
+        # /health stays open: those who watch a server have no key
         if self.key is None or not path.startswith(KEPT_BEHIND_KEY):
             return
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         # Anthropic's clients have a header of their own for the key
         given = bearer.strip() if scheme.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        # in constant time: `==` would tell by its time how much of a guess is right
         if not hmac.compare_digest(given, self.key.encode()):
             raise ApiError(
                 401,
@@ -134,6 +137,7 @@ class AccessGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and pass on one request; answer for it if it may not pass, or fails."""
+        # a websocket is dropped unanswered: nothing here speaks it
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -151,6 +155,7 @@ class AccessGuard:
         except Exception as error:  # noqa: BLE001  # the boundary of a request: the server outlives it
             if not isinstance(error, ApiError):
                 log_failure(error)
+            # a second start is an error in ASGI; uvicorn closes a connection whose response is left half
             if not is_begun:
                 await self.write_error(api_error(error), scope["path"])(scope, receive, send)
 
@@ -166,9 +171,11 @@ class AccessGuard:
             try:
                 async with asyncio.timeout_at(deadline):
                     message = await receive()
+            # HTTPException: FastAPI passes that on, and turns any other error of a body into a bare 400
             except TimeoutError:
                 raise HTTPException(408, "the request's body did not arrive in time") from None
             is_read = not message.get("more_body")
+            # counted, as Content-Length may be missing where a body comes in chunks
             size += len(message.get("body", b""))
             if size > self.limits.max_body_bytes:
                 raise HTTPException(413, f"the body is larger than {self.limits.max_body_bytes:,} bytes")

@@ -40,6 +40,14 @@ def messages_question(request: CountRequest) -> Question:
     system = [{"role": "system", "content": _text(request.system)}] if request.system else []
     # "adaptive" leaves it to the model, and so does a format that is not asked
     is_chosen = thinking is not None and thinking.type != "adaptive"
+    drawing: dict[str, Any] = {}
+    if isinstance(request, MessagesRequest):  # the other one only counts tokens
+        names = ("temperature", "top_p", "top_k")
+        drawing = {
+            "sampling": {name: value for name in names if (value := getattr(request, name)) is not None},
+            "max_new_tokens": request.max_tokens,
+            "stops": request.stop_sequences or (),
+        }
     return Question(
         model=request.model,
         messages=[*system, *(turn for message in request.messages for turn in _turns(message))],
@@ -56,18 +64,8 @@ def messages_question(request: CountRequest) -> Question:
         ],
         is_one_call=choice is not None and choice.disable_parallel_tool_use,
         options={"enable_thinking": thinking.type == "enabled"} if thinking and is_chosen else {},
-        **(_drawing(request) if isinstance(request, MessagesRequest) else {}),
+        **drawing,
     )
-
-
-def _drawing(request: MessagesRequest) -> dict[str, Any]:
-    names = ("temperature", "top_p", "top_k")
-    sampling = {name: value for name in names if (value := getattr(request, name)) is not None}
-    return {
-        "sampling": sampling,
-        "max_new_tokens": request.max_tokens,
-        "stops": request.stop_sequences or (),
-    }
 
 
 def _text(content: str | Sequence[TextBlock]) -> str:
@@ -88,6 +86,7 @@ def _turns(message: UserMessage | AssistantMessage) -> Iterator[dict[str, Any]]:
                 continue
             yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
             texts = []
+            # in the order of the blocks: text in front of a result was said before it
             yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _text(block.content)}
         yield from [{"role": "user", "content": "\n".join(texts)}] if texts else []
 
@@ -137,9 +136,11 @@ def _end(reason: str | None, stop: str | None) -> dict[str, Any]:
 
 def _block(piece: AnswerPiece) -> dict[str, Any]:
     if isinstance(piece, ThoughtPiece):
+        # Anthropic signs thoughts, and its clients require the field; nothing is signed here
         return {"type": "thinking", "thinking": piece.text, "signature": ""}
     if isinstance(piece, TextPiece):
         return {"type": "text", "text": piece.text}
+    # an object here, where OpenAI has its JSON as a text
     arguments = json.loads(piece.arguments)
     return {"type": "tool_use", "id": piece.id, "name": piece.name, "input": arguments}
 

@@ -13,8 +13,10 @@ class Metrics:
 
     def __init__(self, worker: Worker) -> None:
         """`worker`: read for the numbers of the moment."""
+        # prometheus_client's own is one for the whole program, and a second server would clash in it
         registry = self._registry = CollectorRegistry()
         self._answers = Counter(
+            # prometheus_client appends `_total` to the names of counters
             "glmtune_answers",
             "Answers that have ended, by the reason",
             ["model", "reason"],
@@ -33,6 +35,7 @@ class Metrics:
         self._whole = Histogram(
             "glmtune_answer_seconds", "Time to the last token", ["model"], buckets=SECONDS, registry=registry
         )
+        # read beside the worker's thread without a lock: each is a figure of the moment
         engine = worker.engine
         for name, words, read in (
             ("glmtune_open_answers", "Answers that are written or wait", lambda: worker.num_open),

@@ -53,6 +53,7 @@ def open_models(
     models = [ServedModel(name, tokenizer, None, generation)]
     for adapter_name, adapter in adapters.items():
         loaded.add(adapter_name, adapter)
+        # now, and not at the first request that shares a batch with another adapter's
         loaded.check_mixable(adapter_name)
         own = tokenizer_of(resolve(adapter, base=location.base), template=None)
         models.append(ServedModel(adapter_name, own, adapter_name, generation))

@@ -17,7 +17,6 @@ from glmtune.serve.responses_schema import (
     ReasoningItem,
     ReasoningPart,
     ResponsesRequest,
-    ResponsesTool,
     ResultItem,
     TurnItem,
 )
@@ -32,17 +31,18 @@ def response_question(request: ResponsesRequest) -> Question:
     return Question(
         model=request.model,
         messages=_messages(request),
-        tools=() if request.tool_choice == "none" else list(map(_tool, request.tools or ())),
+        tools=[
+            {
+                "type": "function",
+                "function": tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True),
+            }
+            for tool in (() if request.tool_choice == "none" else request.tools or ())
+        ],
         is_one_call=request.parallel_tool_calls is False,
         options={} if has_thought else {"enable_thinking": False},
         sampling={name: value for name in names if (value := getattr(request, name)) is not None},
         max_new_tokens=request.max_output_tokens,
     )
-
-
-def _tool(tool: ResponsesTool) -> dict[str, Any]:
-    function = tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
-    return {"type": "function", "function": function}
 
 
 def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
@@ -58,6 +58,7 @@ def _messages(request: ResponsesRequest) -> list[dict[str, Any]]:
         elif isinstance(item, TurnItem) and item.role != "assistant":
             turns.append({"role": item.role, "content": _text(item.content)})
         else:
+            # a thought stands in front of an answer: it begins the next one
             if not turns or turns[-1]["role"] != "assistant" or isinstance(item, ReasoningItem):
                 turns.append({"role": "assistant", "content": None})
             _add_to_answer(turns[-1], item)
@@ -110,6 +111,7 @@ class _ResponseWriter:
             "metadata": dict(request.metadata or {}),
             "parallel_tool_calls": request.parallel_tool_calls is not False,
             "previous_response_id": None,
+            # its id leads to nothing later: no answer is kept for a previous_response_id
             "store": False,
             "temperature": request.temperature,
             "text": {"format": {"type": "text"}},
@@ -173,6 +175,7 @@ class _ItemEvents(BlockEvents):
         if isinstance(piece, CallPiece):
             empty = CallPiece(piece.index, piece.id, piece.name, "")
             return [self._added(index, empty)]
+        # clients add the deltas to what they are told at the begin: a text there would come twice
         start = type(piece)("")
         place = self._place(index, start)
         return [

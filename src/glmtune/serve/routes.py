@@ -27,6 +27,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            # FastAPI calls `json` of the request it is given: a subclass is the one place to read strictly
             found: Response = await handle(_StrictRequest(request.scope, request.receive))
             return found
 
@@ -56,13 +57,5 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 def stream(service: Service, events: AsyncIterator[str], replies: Sequence[GrowingReply]) -> Response:
     """Return the server-sent events of replies, which are given up when the client goes."""
-
-    async def watched() -> AsyncIterator[str]:
-        try:
-            async for event in events:
-                yield event
-        finally:
-            for reply in replies:
-                reply.close()
-
-    return EventStream(watched(), send_timeout_s=service.limits.send_timeout_s)
+    ended = [reply.close for reply in replies]
+    return EventStream(events, send_timeout_s=service.limits.send_timeout_s, ended=ended)

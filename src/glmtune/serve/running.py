@@ -21,10 +21,13 @@ class AnswerServer(uvicorn.Server):
         """`worker`: closed by the signal."""
         config = uvicorn.Config(
             app,
+            # uvicorn would set up loggers of its own, beside those of the command line
             log_config=None,
+            # "auto" would go on without the worker if its start fails
             lifespan="on",
             backlog=BACKLOG,
             timeout_graceful_shutdown=GRACE_S,
+            # no name of a program for those who look for holes
             server_header=False,
             ws="none",
         )
@@ -41,6 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens. Raises `ConfigError` for an address or port that cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # bound here and not by uvicorn, which logs a taken port and exits by itself
         return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(

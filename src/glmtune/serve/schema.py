@@ -44,6 +44,7 @@ class ResponseFormat(RequestPart):
 class ChatMessage(BaseModel):
     """One turn. Further fields by role: reasoning_content, tool_calls, tool_call_id."""
 
+    # neither strict nor closed: the reader of conversations checks turns, and names the place
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     role: str
@@ -69,6 +70,7 @@ class _Sampled(RequestPart):
     """Draw from so many likeliest tokens, 0: no limit. Not in OpenAI's interface."""
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     """Above 1 repeats less. Not in OpenAI's interface."""
+    # less than 64 bits: each of n answers adds its number, and torch takes 64
     seed: Annotated[int, Field(ge=-(2**62), lt=2**62)] | None = None
     """Makes the answer repeatable."""
     n: Annotated[int, Field(ge=1, le=128)] | None = 1
@@ -87,6 +89,7 @@ class _Sampled(RequestPart):
     @field_validator("presence_penalty", "frequency_penalty", mode="before")
     @classmethod
     def _whole(cls, value: object) -> object:
+        # programs that set floats send 0.0
         return 0 if isinstance(value, float) and value == 0 else value
 
     @property

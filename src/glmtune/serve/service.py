@@ -121,6 +121,7 @@ class GrowingReply:
 
     def close(self) -> None:
         """Give up the answers that have not ended."""
+        # also after the last token: it does nothing then
         self._stream.cancel()
         if not self._is_ended:
             self._is_ended = True
@@ -162,6 +163,7 @@ class Service:
     async def ask(self, question: Question) -> GrowingReply:
         """Encode a question and hand it to the worker. Raises `ApiError` for one that cannot be answered."""
         model = self.model(question.model)
+        # before any check, so that a refused one is in the log too
         if self._logs_prompts:
             tell(f"{model.name}: asked {question.prompt or question.messages!r}")
         if question.num_answers > self.limits.max_answers:
@@ -173,6 +175,7 @@ class Service:
             sampling = self._sampling(model, question, len(ids))
         except Exception as error:
             raise api_error(error) from error
+        # the adapter's own: another chat format may end its turns by another token
         stop_ids = {*model.tokenizer.stop_ids, model.tokenizer.end_id}
         # a seed gives each answer one of its own, or all would be alike
         draws = [

@@ -23,6 +23,7 @@ class StopTexts:
             place, _, self.found = min(places)  # of two at one place the longer
             self._held = ""
             return text[:place]
+        # only the longest beginning: a shorter one lies within it
         held = max((self._count_begun(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

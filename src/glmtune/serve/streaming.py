@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -22,17 +22,22 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[str], *, send_timeout_s: float) -> None:
-        """`events`: an async generator of whole events."""
+    def __init__(
+        self, events: AsyncIterator[str], *, send_timeout_s: float, ended: Sequence[Callable[[], None]] = ()
+    ) -> None:
+        """`events`: an async generator of whole events; `ended`: called at the end, whatever it is."""
+        # else nginx gathers them. Source: https://nginx.org/en/docs/http/ngx_http_proxy_module.html
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         super().__init__(events, headers=headers)
         self._events: Any = events
         self._send_timeout_s = send_timeout_s
+        self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events until they end or the client goes."""
 
         async def bounded(message: Message) -> None:
+            # uvicorn's `send` waits for as long as the client's window is full
             async with asyncio.timeout(self._send_timeout_s):
                 await send(message)
 
@@ -41,6 +46,9 @@ class EventStream(StreamingResponse):
         except TimeoutError:
             return  # uvicorn closes the connection
         finally:
+            # not in a `finally` of the generator: closed before its first event, it would run none
+            for note in self._ended:
+                note()
             await self._events.aclose()
 
 
@@ -82,9 +90,11 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
+            # 499 is nginx's code for a client that has gone; the log shows it, nobody reads the answer
             raise ApiError(499, "the client closed the connection", code="client_closed")
         return task.result()
     finally:
         for one in (task, watch):
             one.cancel()
+        # until both have ended: a cancelled question still frees its requests
         await asyncio.gather(task, watch, return_exceptions=True)

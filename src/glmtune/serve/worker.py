@@ -84,10 +84,12 @@ class Worker:
         self.max_open = max_open
         self.num_open = 0
         """Requests that are answered or wait, as the event loop knows them."""
+        # the engine is touched in one thread alone: whatever others want of it is put here
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._owners: dict[int, tuple[TokenStream, int]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_closed = False
+        # daemon: a step that hangs must not keep the program from its end
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -103,6 +105,7 @@ class Worker:
     def close(self) -> None:
         """Break off all answers with an error, and end the thread; may be called from any thread."""
         self._is_closed = True
+        # wakes a thread that waits for its next request
         self._inbox.put(lambda: None)
 
     async def join(self) -> None:
@@ -121,6 +124,7 @@ class Worker:
                 headers={"Retry-After": "1"},
             )
         stream = TokenStream(self, len(requests))
+        # counted here, on the loop: two requests at once cannot both take the last place
         self.num_open += len(requests)
         self._inbox.put(lambda: self._take(stream, requests))
         return stream
@@ -142,6 +146,7 @@ class Worker:
     def _read_inbox(self) -> None:
         """Do what the event loop has asked for; wait for it while the engine has nothing to answer."""
         try:
+            # waits for one; all others that are there are taken before the next step
             if self.engine.is_idle and not self._is_closed:
                 self._inbox.get()()
             while True:
@@ -163,11 +168,13 @@ class Worker:
             self._drop(stream, set(stream.numbers))
             self._send({stream: [error]})
         else:
+            # no token yet, but the client's wait for `accepted` is over
             self._send({stream: []})
 
     def _drop(self, stream: TokenStream, indices: set[int]) -> None:
         for index in indices:
             number = stream.numbers.pop(index, None)
+            # its last token may have come before the wish to give it up
             if number is not None and number in self._owners:
                 del self._owners[number]
                 self.engine.cancel(number)
@@ -210,6 +217,7 @@ class Worker:
             for stream, events in found.items():
                 stream.put(events)
 
+        # the loop may be gone when a program ends without waiting for this thread
         if found and self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(deliver)
 

@@ -210,6 +210,7 @@ class _MarkSplitter:
         if self._pattern is None:
             return [Segment(text)]
         *parts, last = self._pattern.split(self._rest + text)
+        # the longest first: of "</thi" all must wait, not the last letters
         ends = (len(last) - length for length in range(min(len(last), self._longest), 0, -1))
         end = next((end for end in ends if last[end:] in self._beginnings), len(last))
         self._rest = last[end:]

@@ -138,6 +138,7 @@ class TagCall(CallReader):
         self._texts[-1].append(segment.text)
         if self._part == "name":
             return self.may_name(self._name)
+        # between the parts a model writes line breaks, and nothing else
         return self._part in ("key", "value") or not segment.text.strip()
 
     @property
@@ -149,8 +150,10 @@ class TagCall(CallReader):
         """Return the call; None if it is incomplete or broken."""
         if not self.is_ended:
             return None
+        # the texts come in fours: key, gap, value, rest; the first one is the name
         keys, values = (["".join(text) for text in self._texts[first::4]] for first in (1, 3))
         keys = keys[: len(values)]  # the last text, behind the call, is none
+        # which of two values is meant cannot be known
         if len(set(keys)) < len(keys):
             return None
         schema = self.functions[self._name]

@@ -35,12 +35,15 @@ class Heartbeat:
         """Called in a thread, once, with a sentence about the process that is silent."""
         self._seen: dict[int, str] = {}
         self._end = threading.Event()
+        self._has_stopped = False
         self._store = _join_store(is_first=rank == 0)
+        # two, as giving may hang in the store of a stopped process while watching must go on
         for work in (self._give, self._watch):
             threading.Thread(target=work, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         """Tell the others that this process has ended as it should; watch no more."""
+        self._has_stopped = True
         self._end.set()
         self._set(_ENDED)
 
@@ -55,8 +58,11 @@ class Heartbeat:
         while not self._end.wait(self._beat_s):
             beat += 1
             self._set(f"{beat} {self.place}")
+            if self._has_stopped:  # `stop` came between: its word has to be the last
+                self._set(_ENDED)
             for rank in watched:
                 try:
+                    # `get` alone would wait for a key that no process has set yet
                     if self._store.check([_key(rank)]):
                         self._seen[rank] = self._store.get(_key(rank)).decode()
                 except RuntimeError:  # the first process is gone, and its store with it
@@ -71,6 +77,7 @@ class Heartbeat:
                 silent[rank] = silent[rank] + 1 if now == last.get(rank, "") and now != _ENDED else 0
                 last[rank] = now
                 if silent[rank] >= SILENT_BEATS and self.on_silence:
+                    # no beat from here on: the others are to see that this process goes too
                     self._end.set()
                     place = now.partition(" ")[2]
                     since = f" since it was at {place}" if place else ""
@@ -95,6 +102,7 @@ def _join_store(*, is_first: bool) -> TCPStore:
     """Return a store of the first process, on a free port of its machine."""
     host, limit = os.environ["MASTER_ADDR"], timedelta(seconds=60)
     store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit) if is_first else None
+    # port 0: the system chooses one, so that it is told to the others by what joins them already
     told = [store.port if store else 0]
     broadcast_object_list(told, src=0)
     return store or TCPStore(host, told[0], is_master=False, timeout=limit)

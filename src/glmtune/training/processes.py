@@ -198,6 +198,7 @@ class Processes:
 
     def clip(self, weights: Iterable[nn.Parameter], max_norm: float) -> float:
         """Undo loss scaling, clip the gradients' norm to `max_norm` (0: no limit), return the norm before."""
+        # an infinite bound and not no call: accelerate undoes loss scaling in it
         norm = self._accelerator.clip_grad_norm_(weights, max_norm or math.inf)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 

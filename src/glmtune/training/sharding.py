@@ -28,6 +28,7 @@ def share_weights(root: nn.Module, device: torch.device, number: int) -> None:
         for weight in part.parameters():
             if weight.requires_grad and not isinstance(weight, DTensor):
                 weight.data = weight.data.float()
+        # layers first: the call for the root takes only what no layer has taken
         fully_shard(part, mesh=mesh)
     whole = [name for name, weight in root.named_parameters() if not isinstance(weight, DTensor)]
     if whole:
@@ -77,6 +78,7 @@ def whole_trained(root: nn.Module, *, keeps: bool, is_changed: bool = False) -> 
     ]
     wholes: dict[int, nn.Parameter] = {}  # by weight: tied ones are one
     for part, name, weight in places:
+        # one weight may be in two modules: gathered twice it would be two afterwards
         if id(weight) not in wholes:
             whole = cast("DTensor", weight).full_tensor()  # by all, also where it is dropped
             wholes[id(weight)] = nn.Parameter(whole.cpu() if keeps else whole.new_empty(0))
@@ -117,6 +119,7 @@ def shared_state(state: Mapping[str, Any], weights: list[nn.Parameter]) -> dict[
     means = {
         number: {
             name: part_of(value, like)
+            # AdamW's count of steps has no axis to share
             if isinstance(value, Tensor) and isinstance(like := weights[number].data, DTensor) and value.ndim
             else value
             for name, value in values.items()

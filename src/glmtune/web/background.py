@@ -18,6 +18,7 @@ Say = Callable[[str], None]
 def running(work: Callable[[Say], Result], done: Callable[[Result], str], words: Words) -> Iterator[str]:
     """Do the work in a thread; yield its last lines as they come, then `done` of its result, or its error."""
     said: list[str] = []
+    # leaving the pool waits for the work, also where a closed page ends this generator at a `yield`
     with ThreadPoolExecutor(max_workers=1) as pool:
         future: Future[Result] = pool.submit(work, said.append)
         shown = -1

@@ -232,6 +232,7 @@ class ChatTab:
             settings["seed"] = _read_seed(seed)
             opened = [self._require_allowed(path)]
             if is_compared and opened[0].is_tuned:
+                # without `keep` the base could push the tuned one out of memory
                 opened.append(self._desk.open(path, untuned=True, keep=[opened[0].key]))
             askings = [
                 self._desk.ask(
@@ -268,6 +269,7 @@ class ChatTab:
         while going:
             for each in list(going):
                 asking, answer, pieces = each
+                # `self` as the mark of the end: the pieces themselves are None
                 is_over = next(pieces, self) is self
                 answer.thought, answer.text = asking.thought, asking.text
                 if is_over:

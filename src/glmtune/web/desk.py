@@ -121,6 +121,7 @@ class Desk:
         """End every answer of a visitor; what was read of it stays."""
 
         def cancel() -> None:
+            # a copy: the list shrinks within the loop
             for stream in [each for each in self._streams if each.owner == owner]:
                 stream.is_stopped = stream.is_over = True
                 stream.engine.cancel(stream.number)
@@ -152,6 +153,7 @@ class Desk:
         shared = _is_shared(location)
         key = (location.base if shared else location.trained), self._quant or location.quant
         if key not in self._loaded:
+            # before the load: two models might not fit at once
             self._let_go(keep)
             self._loaded[key] = self._load(location, key[1])
         loaded = self._loaded[key]
@@ -180,6 +182,7 @@ class Desk:
     def _let_go(self, keep: Sequence[Key]) -> None:
         """Drop the models that are neither kept nor answering."""
         busy = {id(stream.engine) for stream in self._streams}
+        # by identity of the engine: a model with answers on the way must stay under them
         self._loaded = {
             key: loaded for key, loaded in self._loaded.items() if key in keep or id(loaded.engine) in busy
         }
@@ -213,6 +216,7 @@ class Desk:
         """Return the next tokens of an answer, one at least; none when it is over. Raises `AnswerError`."""
 
         def pull() -> list[int]:
+            # another reader's step may have brought the token already: all rows grow together
             while not (stream.tokens or stream.is_over):
                 self._step(stream.engine)
             tokens = list(stream.tokens)
@@ -220,6 +224,7 @@ class Desk:
             return tokens
 
         tokens = self._do(pull)
+        # what came before the error is read first
         if not tokens and stream.error:
             raise stream.error
         return tokens

@@ -95,6 +95,7 @@ def keep_upload(file: str | Path, runs: Path) -> Path:
     for number in count(1):
         name = upload.name if number == 1 else f"{upload.stem}-{number}{upload.suffix}"
         kept = folder / name
+        # a second look at the same upload must not make a second file
         if kept.exists() and kept.read_bytes() == content:
             return kept
         if not kept.exists():

@@ -116,11 +116,13 @@ def open_page(site: Site) -> OpenPage:
             server_port=site.port or None,
             share=site.is_public,
             quiet=True,
+            # else `launch` would not return, and the address could not be told
             prevent_thread_lock=True,
             theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
             css=read_text(CSS) + part_style(".gt-report"),
             head=f"<script>{chart_script()}</script>",
             footer_links=[],
+            # rendering on the server needs Node
             ssr_mode=False,
             run_history=False,
             enable_monitoring=False,

@@ -81,6 +81,7 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
             # link before pruning: `best` and `last` never point at a folder that is gone
             run.writer.link_checkpoint(step, best_step=run.progress.best_step)
             run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
+    # a main process that fails above never comes here: its end breaks the wait of the others off
     run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
@@ -125,6 +126,7 @@ def newest_whole(folder: Path) -> WholeCheckpoint:
     Every byte is read. Raises `CheckpointError` if there is none, saying what is wrong with each.
     """
     damaged: list[tuple[Path, CheckpointError]] = []
+    # by steps and not by `last`, which may lead to a damaged one
     for path in reversed(list_checkpoints(folder)):
         try:
             card = read_card(path)
@@ -165,7 +167,12 @@ def restore_run(run: "Run") -> Iterator[Note]:
         num_processes = len(state["random"])
     if run.pruning:
         require_saved(run.model, last)  # the state's weights are those of the adapter's files
-    _require_steps_left(run)
+    made, steps = run.progress.step, run.plan.num_steps
+    if made > steps:
+        raise ConfigError(
+            f"{run.writer.folder}: {made} steps are made already, and train.steps is {steps} here",
+            hint=f"more than {made}, or begin anew, with another folder: output=FOLDER",
+        )
     best = run.progress.best_step
     damage = _damage_of(run.writer.checkpoint_path(best)) if best not in (None, run.progress.step) else ""
     run.processes.wait()  # until all have read what is given another name now
@@ -184,20 +191,9 @@ def restore_run(run: "Run") -> Iterator[Note]:
             f"saved by {num_processes} process{'es' * (num_processes > 1)}, gone on with by "
             f"{run.processes.number}: the steps have the same rows; dropout draws other numbers"
         )
-    num_steps = run.plan.num_steps
-    steps_left = f"resumed from {last.name}: {num_steps - run.progress.step} of {num_steps} steps to go"
+    steps_left = f"resumed from {last.name}: {steps - made} of {steps} steps to go"
     changed = _changed_type(card, run.base) if card else "saved without hashes of its files"
     yield Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))
-
-
-def _require_steps_left(run: "Run") -> None:
-    """Raise `ConfigError` if a run is resumed with fewer steps than it has made."""
-    made, steps = run.progress.step, run.plan.num_steps
-    if made > steps:
-        raise ConfigError(
-            f"{run.writer.folder}: {made} steps are made already, and train.steps is {steps} here",
-            hint=f"more than {made}, or begin anew, with another folder: output=FOLDER",
-        )
 
 
 def _damage_of(checkpoint: Path) -> str:

@@ -183,6 +183,7 @@ def _record_start(folder: Path, child: "subprocess.Popen[bytes]", command: str) 
     except psutil.NoSuchProcess:
         return
     known = read_record(folder)
+    # a process that is quick has written a later phase already, which must stay
     if known is None or known.birth != record.birth or known.pid != record.pid:
         write_record(folder, record)
 
@@ -193,6 +194,7 @@ def _wait_for(
     """Wait until a run has come so far, or has ended; return the exit code, 0 while it lives."""
     has_failed = False
     while True:
+        # first: what it said before its end is in the log by now, and read below
         code = child.poll()
         record = read_record(folder)
         for line in lines:
@@ -208,7 +210,7 @@ def _wait_for(
         time.sleep(POLL_S)
 
 
-_NO_MORE = "\0"
+_NO_MORE = "\n"  # compared by `is`, and Python keeps one object for it: no line can be a line break
 """Yielded by `_lines` whenever there is no whole line left for now."""
 
 
@@ -253,28 +255,32 @@ def state_of(folder: str | Path) -> RunState:
         raise ConfigError(
             f"{run}: no run here", hint="name the folder of a run; `glmtune runs` lists those that there are"
         )
+    state: RunStateName = "finished" if (run / RESULT_FILE).exists() else "stopped"
+    if record is not None:
+        state = record.state
+        if record.end is None and state not in LIVE:
+            # it may have written its end, and gone, since the record was read: what is there now is the last
+            record = read_record(run) or record
+            state = record.state
+    # after the process: the lines of one that has ended are complete
     metrics = _last_lines(run / METRICS_FILE)
     steps = [line for line in metrics if "loss" in line]
     evaluations = [line["eval_loss"] for line in metrics if "eval_loss" in line]
-    log = run / LOG_FILE
+    said = _tail(run / LOG_FILE) if (run / LOG_FILE).exists() else []
     facts: dict[str, Any] = {
         "step": steps[-1]["step"] if steps else 0,
         "loss": steps[-1]["loss"] if steps else None,
         "eval_loss": evaluations[-1] if evaluations else None,
-        "last_line": next((text for text in reversed(_tail(log)) if text.strip()), "")
-        if log.exists()
-        else "",
+        "last_line": next((text for text in reversed(said) if text.strip()), ""),
     }
     if record is None:
-        state: RunStateName = "finished" if (run / RESULT_FILE).exists() else "stopped"
         return RunState(folder=run, state=state, **facts)
     paces = [line["step_s"] for line in steps[-RECENT_STEPS:] if line.get("step_s") is not None]
     left = record.steps - facts["step"] if record.steps is not None else None
-    named = ("pid", "host", "began", "steps", "message", "hint", "state")
-    known = {name: getattr(record, name) for name in named}
-    is_known = record.state == "running" and paces and left is not None
+    known = {name: getattr(record, name) for name in ("pid", "host", "began", "steps", "message", "hint")}
+    is_known = state == "running" and paces and left is not None
     eta_s = sum(paces) / len(paces) * left if is_known and left is not None else None
-    return RunState(folder=run, eta_s=eta_s, **facts, **known)
+    return RunState(folder=run, state=state, eta_s=eta_s, **facts, **known)
 
 
 def _tail(path: Path) -> list[str]:
@@ -361,6 +367,7 @@ def stop(folder: str | Path, *, at_once: bool = False) -> RunState:
             hint=f"`glmtune stop {shlex.quote(str(state.folder))} --now` ends it, and it goes on from its "
             "last checkpoint",
         )
+    # before the signal: a run that is gone at once must be told from a killed one
     write_record(state.folder, replace(record, is_stop_asked=True))
     _signal(record, state.folder, at_once=at_once)
     return state_of(state.folder)
@@ -372,6 +379,7 @@ def _signal(record: ProcessRecord, folder: Path, *, at_once: bool) -> None:
         process = psutil.Process(record.pid)
         if not record.is_alive:
             return
+        # --nproc: SIGTERM is passed on by the launcher, SIGKILL by nobody
         for each in [*process.children(recursive=True), process] if at_once else [process]:
             each.kill() if at_once else each.send_signal(signal.SIGTERM)
     except psutil.NoSuchProcess:

@@ -120,6 +120,24 @@ def test_a_client_that_does_not_read_is_left_and_its_answer_given_up() -> None:
     assert closed == [True]
 
 
+def test_an_answer_is_given_up_if_its_client_is_gone_before_the_first_event() -> None:
+    ended: list[str] = []
+
+    async def events() -> AsyncIterator[str]:
+        yield "data: x\n\n"
+
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def blocked(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "asgi": {"spec_version": "2.3"}}
+    stream = EventStream(events(), send_timeout_s=30, ended=[lambda: ended.append("given up")])
+    asyncio.run(stream(scope, gone, blocked))
+    assert ended == ["given up"]
+
+
 def test_the_end_of_the_server_ends_the_answers_with_an_error(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -241,3 +241,19 @@ def test_a_term_before_the_first_step_ends_the_command_as_ctrl_c_does() -> None:
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_run_that_ends_while_it_is_looked_at_was_not_killed(
+    tmp_path: Path, record: ProcessRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = replace(record, pid=os.getpid())  # no process of that number and birth
+
+    def read_and_end(folder: Path) -> ProcessRecord:
+        monkeypatch.undo()
+        write_record(folder, replace(gone, end="finished"))
+        append_json(folder / "metrics.jsonl", {"step": 4, "loss": 1.0, "step_s": 2.0})
+        return gone
+
+    monkeypatch.setattr("glmtune.workflows.runner.read_record", read_and_end)
+    state = state_of(tmp_path)
+    assert (state.state, state.step) == ("finished", 4)
