@@ -473,7 +473,6 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 """By ID: the demand in our words, then what shows it: `file::test` of tests/ or `page#anchor` of docs/."""
 
 MISSING = {
-    "S0-14": "a web page",
     "S4-14": "DeepSpeed",
 }
 """Parts of a demand that nothing shows yet; docs/from-the-tutorials says so to its readers."""

@@ -51,7 +51,7 @@ WORDS = {
         "steps": "步数", "time": "用时",
         "none": "无", "seeds": "种子数",
         "adverts": "广告", "identity": "身份，12 行", "facts": "事实",
-        "rate": "`train.lr`", "targets": "目标", "replay": "回放", "trained": "训练行数",
+        "rate": "`train.lr`", "targets": "目标", "replay": "重放", "trained": "训练行数",
         "rows": "行数", "learned": "学习的 token", "minutes": "分钟", "held out": "留出行的损失（步）",
         "x": "通用提示上的 KL，nat / token", "y": "通用损失的上升，%",
         "false rate": "没有这样上升的运行，%", "true rate": "有这样上升且被找出的运行，%",

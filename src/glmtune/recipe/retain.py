@@ -36,7 +36,7 @@ class Retain(Settings):
     """Number of general prompts of the report."""
     drifted: float = Field(0.05, ge=0, le=MAX_RATE)
     """Divergence from the base on general prompts, in nats a token, from which the verdict is `drifted`."""
-    forgot: float = Field(0.2, ge=0, le=MAX_RATE)
+    forgot: float = Field(0.25, ge=0, le=MAX_RATE)
     """The same from which the verdict is `forgot`."""
 
     @field_validator("report", mode="before")
@@ -54,6 +54,6 @@ class Retain(Settings):
         if self.forgot < self.drifted:
             raise SettingError(
                 f"drifted {self.drifted:g} and forgot {self.forgot:g}: the first comes before the second",
-                hint="retain.drifted=0.05 retain.forgot=0.2 are the defaults",
+                hint="retain.drifted=0.05 retain.forgot=0.25 are the defaults",
             )
         return self

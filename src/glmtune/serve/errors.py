@@ -1,9 +1,13 @@
 """The errors that a client gets, in OpenAI's form."""
 
+import logging
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
 from glmtune.errors import AnswerError, GlmtuneError
+
+logger = logging.getLogger("glmtune")
 
 TYPES = {
     401: "authentication_error",
@@ -47,7 +51,10 @@ class ApiError(Exception):
 
 
 def api_error(error: BaseException) -> ApiError:
-    """Return the error for a client: one of glmtune's as 400, any unknown one as 500 without its text."""
+    """Return the error for a client: one of glmtune's as 400, any unknown one as 500 without its text.
+
+    The log gets the place of an unknown one.
+    """
     if isinstance(error, ApiError):
         return error
     # before its base class below: the client has done nothing wrong
@@ -59,6 +66,11 @@ def api_error(error: BaseException) -> ApiError:
         is_place = param.replace("_", "").replace(".", "").replace("[", "").replace("]", "").isalnum()
         hint = f" ({error.hint})" if error.hint else ""
         return ApiError(400, f"{error}{hint}", param=param if is_place else None, code="invalid_value")
+    # not its text, which may quote a prompt
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    logger.error(
+        "%s while answering; its text is left out, as it may quote a prompt\n%s", type(error), frames
+    )
     return ApiError(500, "the server failed at this request; its log says where", code="internal_error")
 
 

@@ -19,7 +19,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from glmtune.errors import ConfigError
 from glmtune.serve.errors import ApiError, api_error
 from glmtune.serve.limits import ServerLimits
-from glmtune.serve.worker import log_failure
 
 LOCAL_NAMES = frozenset({"localhost"})
 KEY_NAME = "GLMTUNE_API_KEY"
@@ -153,11 +152,10 @@ class AccessGuard:
             self.access.check(dict(scope["headers"]), scope["path"])
             await self.app(scope, self._bounded(receive), noting)
         except Exception as error:  # noqa: BLE001  # the boundary of a request: the server outlives it
-            if not isinstance(error, ApiError):
-                log_failure(error)
+            found = api_error(error)
             # a second start is an error in ASGI; uvicorn closes a connection whose response is left half
             if not is_begun:
-                await self.write_error(api_error(error), scope["path"])(scope, receive, send)
+                await self.write_error(found, scope["path"])(scope, receive, send)
 
     def _bounded(self, receive: Receive) -> Receive:
         """Return `receive`, which raises 408 or 413 for a body that takes too long or is too large."""

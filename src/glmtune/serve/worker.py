@@ -1,18 +1,14 @@
 """The thread that owns the engine: requests come in from the event loop, tokens go back to it."""
 
 import asyncio
-import logging
 import threading
-import traceback
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 from glmtune.errors import AnswerError, GlmtuneError
 from glmtune.generate.lanes import Lanes
 from glmtune.generate.requests import Request, Token
-from glmtune.serve.errors import ApiError, shutting_down
-
-logger = logging.getLogger("glmtune")
+from glmtune.serve.errors import ApiError, api_error, shutting_down
 
 
 class TokenStream:
@@ -164,9 +160,8 @@ class Worker:
             self._drop(stream, set(stream.numbers))
             self._send({stream: [error]})
         except Exception as error:  # noqa: BLE001  # the server outlives any request
-            log_failure(error)
             self._drop(stream, set(stream.numbers))
-            self._send({stream: [error]})
+            self._send({stream: [api_error(error)]})
         else:
             # no token yet, but the client's wait for `accepted` is over
             self._send({stream: []})
@@ -186,9 +181,8 @@ class Worker:
             self._fail(error.requests, error)
             return
         except Exception as error:  # noqa: BLE001  # the server outlives any request
-            log_failure(error)
             numbers = list(self._owners)
-            self._fail(numbers, error)
+            self._fail(numbers, api_error(error))
             for number in numbers:
                 self.engine.cancel(number)
             return
@@ -220,11 +214,3 @@ class Worker:
         # the loop may be gone when a program ends without waiting for this thread
         if found and self._loop and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(deliver)
-
-
-def log_failure(error: BaseException) -> None:
-    """Log where an error came from, but not its text, which may quote a prompt."""
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    logger.error(
-        "%s while answering; its text is left out, as it may quote a prompt\n%s", type(error), frames
-    )
