@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class StopTexts:
-    """Passes a growing text on up to the first stop text; keeps back what may become one."""
+    """Passes a growing text on up to the stop text that is complete first; keeps back what may become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         """`stops`: texts that are not empty."""
@@ -18,9 +18,10 @@ class StopTexts:
         if self.found is not None:
             return ""
         text = self._held + piece
-        places = [(place, -len(stop), stop) for stop in self._stops if (place := text.find(stop)) >= 0]
-        if places:
-            place, _, self.found = min(places)  # of two at one place the longer
+        # by their ends, so that an answer ends alike however it falls into pieces
+        ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            _, place, self.found = min(ends)  # of two with one end the longer
             self._held = ""
             return text[:place]
         # only the longest beginning: a shorter one lies within it
