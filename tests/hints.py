@@ -29,7 +29,7 @@ SETTINGS = {row.key for row in describe()} | {"evaluate.max_rows"}
 WORD = re.compile(r"(?<![\w.\"'{[/-])([A-Za-z_][\w.]*)=([^\s;]*)")
 """`key=value` in plain text."""
 DOTTED = re.compile(rf"(?<![\w./*])(?:{'|'.join(GROUPS)})\.[a-z_]+(?![\w(]|\.\w)")
-FILES = ("json", "jsonl", "csv", "parquet", "pkl", "txt", "yaml", "xlsx", "py", "sh", "gz")
+FILES = ("json", "jsonl", "csv", "parquet", "pkl", "txt", "yaml", "xlsx", "py", "sh", "gz", "log")
 PAGE = re.compile(r"(?<![=/\w])(?:docs|recipes|examples)/[\w./-]*\w")
 EXTRA = re.compile(r"glmtune\[([\w-]+)\]")
 CALL = re.compile(r"(?<![\w.])([A-Za-z_][\w.]*)\(([^()]*)\)")

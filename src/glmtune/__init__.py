@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         ExportResult,
         RunResult,
         card,
-        checkup,
         compare,
         doctor,
         evaluate,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     )
     from glmtune.workflows.findings import Finding
     from glmtune.workflows.outlook import Outlook
-    from glmtune.workflows.public import plan
+    from glmtune.workflows.public import checkup, plan
 
 _HOMES = {
     "Adapters": "glmtune.several",
@@ -74,7 +73,7 @@ _HOMES = {
     "TrainingError": "glmtune.errors",
     "answer_text": "glmtune.conversation",
     "card": "glmtune.workflows",
-    "checkup": "glmtune.workflows",
+    "checkup": "glmtune.workflows.public",
     "compare": "glmtune.workflows",
     "doctor": "glmtune.workflows",
     "encode_messages": "glmtune.conversation",

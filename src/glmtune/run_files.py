@@ -9,7 +9,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def replacing(path: Path, *, is_durable: bool = False) -> Iterator[Path]:
         if is_durable:
             sync(path.parent, is_deep=False)
     except (OSError, SafetensorError) as err:  # safetensors wraps the OSError of a failing disk
-        _remove(partial)
+        with suppress(OSError):  # which may be read-only by now
+            _remove(partial)
         raise cannot_write(path, err) from err
     except BaseException:  # Ctrl-C too
         _remove(partial)

@@ -57,7 +57,8 @@ def desk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 TWINS = {
     "train": (),
     "train_chat": ("data.train=chat.json", "data.validation=chat.json", "output=runs/chat"),
-    "ds_train_finetune": ("train.precision=auto",),  # there is no fp16 training on a CPU
+    # there is no fp16 training on a CPU, and a single process has none to share weights with
+    "ds_train_finetune": ("train.precision=auto", "distributed=ddp"),
 }
 
 

@@ -64,7 +64,7 @@ def test_an_unfinished_line_gets_one_to_type_and_the_runs_there_are(
 
 
 LED_ON = {
-    "serve": "there is no server here yet: `glmtune chat RUN` talks",
+    "server": "it is `glmtune serve RUN`: OpenAI's interface",
     "webui": "it is `glmtune web PATH`",
     "finetune": "it is `glmtune train model=MODEL data.train=FILE`",
     "infer": "`glmtune evaluate PATH --data FILE` a file of rows",

@@ -102,7 +102,7 @@ def _launch(number: int, other: str) -> None:
     """Answer in so many processes. Raises `ConfigError` for another measurement than that of answers."""
     if other:
         problem = f"--nproc: {number}, but {other} is measured by one process"
-        raise ConfigError(problem, hint="leave --nproc out")
+        raise ConfigError(problem, hint="type the command without it")
     run_in_processes(number)
 
 

@@ -12,15 +12,12 @@ from glmtune.near import nearest
 _SETTING = re.compile(r"(?<![\w.`-])(?:data\.(?=test=))?([a-z_]+)=(\S*?)(?=[\s,;:?)]|\.?$|\.\s)")
 """Matches a setting in a hint, such as `dtype=fp32`; commands in backticks are not searched."""
 
-_SERVING = (
-    "there is no server here yet: `glmtune chat RUN` talks in the terminal, and vLLM serves what "
-    "`glmtune export RUN --to hf` writes"
-)
+_SERVING = "it is `glmtune serve RUN`: OpenAI's interface, for programs"
 _PAGE = "it is `glmtune web PATH`: a page to talk, watch and train on"
 _TRAINING = "it is `glmtune train model=MODEL data.train=FILE`; method=full trains every weight"
 _ANSWERING = "`glmtune chat PATH` answers you, `glmtune evaluate PATH --data FILE` a file of rows"
 OTHER_VERBS: Mapping[str, str] = {
-    **dict.fromkeys(("serve", "server", "api", "openai", "deploy"), _SERVING),
+    **dict.fromkeys(("server", "api", "openai", "deploy"), _SERVING),
     **dict.fromkeys(("webui", "web_demo", "ui", "gradio", "streamlit", "board"), _PAGE),
     **dict.fromkeys(("finetune", "fine-tune", "tune", "sft", "lora", "pretrain", "fit", "run"), _TRAINING),
     **dict.fromkeys(("infer", "inference", "predict", "generate", "ask", "cli_demo"), _ANSWERING),

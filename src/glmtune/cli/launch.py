@@ -39,23 +39,12 @@ nproc_option = partial(
     metavar="N",
     help="Share the work over N processes of this machine, each with a card of its own if there are cards.",
 )
-"""The option of verbs that can run in several processes; with `launching` as its callback it runs them."""
+"""The option of verbs that can run in several processes."""
 
 
 def is_to_launch(number: int | None) -> bool:
     """Return True if this is the command that was typed, and it asks for several processes."""
     return number is not None and number > 1 and LAUNCHED not in os.environ
-
-
-def launching(context: click.Context, _: click.Parameter, number: int | None) -> int | None:
-    """Run the command in as many processes as `--nproc` says, instead of in this one; else return it.
-
-    A run that `--detach` starts does so itself.
-    """
-    if number and is_to_launch(number) and not context.params.get("detach"):
-        run_in_processes(number)
-        context.exit()
-    return number
 
 
 def run_in_processes(number: int) -> None:
@@ -66,7 +55,7 @@ def run_in_processes(number: int) -> None:
     if "WORLD_SIZE" in os.environ:
         raise ConfigError(
             f"--nproc: {number}, but another program has started {os.environ['WORLD_SIZE']} processes",
-            hint="leave --nproc out: torchrun's or accelerate's own option says how many",
+            hint="type the command without it: torchrun's or accelerate's own option says how many",
         )
     said = [tempfile.TemporaryFile() for _ in range(1, number)]  # noqa: SIM115  # open to the end
     ranks = _start([None, *said])

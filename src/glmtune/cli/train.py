@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from glmtune.cli.console import PATH, fail_on, leave_group, program
-from glmtune.cli.launch import launching, naming_ended_process, nproc_option
+from glmtune.cli.launch import is_to_launch, naming_ended_process, nproc_option, run_in_processes
 from glmtune.cli.plan import look_ahead, page_lines
 from glmtune.log import is_main_process
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 @click.option(
     "--detach",
     is_flag=True,
-    is_eager=True,  # known before --nproc starts processes
     help="Train in the background, from the first step on; `glmtune logs RUN -f` shows its lines.",
 )
 @click.option(
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="End with exit code 3 if the run's verdict is `forgot`; retain.forgot=0.05 is strict.",
 )
-@nproc_option(callback=launching)
+@nproc_option()
 def train(
     words: tuple[str, ...],
     resume: bool,
@@ -65,6 +64,9 @@ def train(
     from glmtune.files import read_json_if_there
     from glmtune.run_files import RESULT_FILE
 
+    if nproc and is_to_launch(nproc) and not detach:  # a run in the background starts them itself
+        run_in_processes(nproc)
+        return
     recipe = _recipe_of(words, resume=resume)
     if fail_on_forgetting and recipe.retain.report == "off":
         raise ConfigError(

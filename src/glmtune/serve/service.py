@@ -108,6 +108,8 @@ class GrowingReply:
         """Yield what each token adds. Raises `ApiError` if an answer is broken off."""
         try:
             async for index, token in self._stream:
+                if self.reasons[index]:  # drawn before the engine heard that this answer had ended
+                    continue
                 self.first_s = self.took_s if self.first_s is None else self.first_s
                 written = self.answers[index].take(token)
                 self.reasons[index] = written.reason

@@ -6,7 +6,6 @@ A training run reads top to bottom: early (recipe, rows), plan, assemble, execut
 from glmtune.workflows.events import ExportResult, RunResult
 from glmtune.workflows.public import (
     card,
-    checkup,
     compare,
     doctor,
     evaluate,
@@ -21,7 +20,6 @@ __all__ = [
     "ExportResult",
     "RunResult",
     "card",
-    "checkup",
     "compare",
     "doctor",
     "evaluate",
