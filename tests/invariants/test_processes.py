@@ -55,7 +55,7 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
 @pytest.mark.slow
 def test_torchs_ways_to_start_two_processes_give_the_same_run_to_the_bit(model: Path, tmp_path: Path) -> None:
     """Dropout on; two machines are two launchers that meet at an address. accelerate's runs, but its launcher
-    changes the last bits of the loss and some 1 % of the gradient's norm, for a reason that is not known yet."""
+    changes the last bits of the loss and 1 % of the gradient's norm, for a reason not known yet."""
     launchers = {
         "nproc": ["-m", "glmtune"],
         "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "glmtune"],
