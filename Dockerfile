@@ -19,12 +19,12 @@ COPY recipes ./recipes
 RUN pip install --no-cache-dir -c constraints.txt --extra-index-url "$TORCH_INDEX" '.[serve,parquet,bitsandbytes]'
 
 # files that it writes belong to this user: run with --user "$(id -u)" for your own
-RUN useradd --create-home --uid 1000 glmtune && mkdir /work && chown glmtune /work
-ENV HF_HOME=/work/.cache/huggingface \
-    GLMTUNE_CACHE=/work/.cache/glmtune \
+RUN useradd --create-home --uid 1000 glmtune && mkdir /data && chown glmtune /data
+ENV HF_HOME=/data/.cache/huggingface \
+    GLMTUNE_CACHE=/data/.cache/glmtune \
     PYTHONUNBUFFERED=1
 USER glmtune
-WORKDIR /work
+WORKDIR /data
 EXPOSE 8000
 # signals reach the program itself, so that `docker stop` ends open answers with an error of their own
 ENTRYPOINT ["glmtune"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from glmtune.cli.console import MODEL, PATH, loading_options, strength_option
+from glmtune.cli.console import MODEL, PATH, compute_option, loading_options, strength_option
 from glmtune.log import tell
 
 if TYPE_CHECKING:
@@ -48,14 +48,7 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @loading_options
-@click.option(
-    "--compute",
-    type=click.Choice(["exact", "fast", "auto"]),
-    default="exact",
-    show_default=True,
-    help="fast: weights and activations in int8, on an x86 CPU; answers may differ. auto: that, if it is "
-    "faster here.",
-)
+@compute_option
 @click.option(
     "--compile",
     "compile_step",

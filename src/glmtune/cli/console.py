@@ -134,6 +134,16 @@ def strength_option(default: float | None = 1.0) -> Callable[[Callable[..., Any]
     )
 
 
+compute_option = click.option(
+    "--compute",
+    type=click.Choice(["exact", "fast", "auto"]),
+    default="exact",
+    show_default=True,
+    help="fast: weights and activations in int8, on an x86 CPU; answers may differ. auto: that, if it is "
+    "faster here.",
+)
+
+
 def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options for loading a model: `--dtype`, `--quant`, `--device`."""
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from glmtune.cli.console import MODEL, loading_options
+from glmtune.cli.console import MODEL, compute_option, loading_options
 from glmtune.paths import read_path
 
 
@@ -74,14 +74,7 @@ class NamedPath(click.ParamType[tuple[str, Path]]):
 @click.option("--revision", help="Branch, tag or commit of a model on a hub.")
 @click.option("--template", help="Chat format, where the folder does not tell it.")
 @loading_options
-@click.option(
-    "--compute",
-    type=click.Choice(["exact", "fast", "auto"]),
-    default="exact",
-    show_default=True,
-    help="fast: weights and activations in int8, on an x86 CPU; answers may differ. auto: that, if it is "
-    "faster here.",
-)
+@compute_option
 def serve(
     path: Path,
     adapters: tuple[tuple[str, Path], ...],
