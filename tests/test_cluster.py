@@ -48,8 +48,9 @@ def test_the_words_of_a_kubernetes_file_are_a_recipes(name: str) -> None:
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
 def test_the_slurm_file_starts_a_process_for_each_card(tmp_path: Path) -> None:
-    """Slurm's own commands are stood for by scripts that say what they were asked."""
-    for command, said in (("scontrol", "echo node7; echo node8"), ("srun", 'echo "$@"')):
+    """Slurm's own commands are stood for by scripts that say what they were asked; the list of machines
+    comes in two pieces, as one of a large cluster does."""
+    for command, said in (("scontrol", "echo node7; sleep 0.3; echo node8"), ("srun", 'echo "$@"')):
         (tmp_path / command).write_text(f"#!/bin/bash\n{said}\n", encoding="utf-8")
         (tmp_path / command).chmod(0o755)
     slurm = {
