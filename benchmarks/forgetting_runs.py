@@ -85,10 +85,15 @@ WAYS: dict[str, Facts] = {
     **{f"kl {weight:g}": {"ratio": 0, "kl": weight} for weight in (0.3, 1.0)},
     "replay 0.1, kl 0.3": {"ratio": 0.1, "kl": 0.3},
     **{way: {"ratio": 0} for way in ("EAFT", "likely tokens")},
+    **{f"replay 0.1 x {factor}": {"ratio": 0.1} for factor in (3, 10, 30)},
 }
 """Protections side by side, by their names."""
 
-TOKENS = {"EAFT": "entropy", "likely tokens": "likely"}
+TOKENS = {
+    "EAFT": "entropy",
+    "likely tokens": "likely",
+    **{f"replay 0.1 x {factor}": f"replay x {factor}" for factor in (3, 10, 30)},
+}
 """Those that weight single tokens, and their names in token_weights.py."""
 
 

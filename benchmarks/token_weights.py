@@ -6,6 +6,8 @@ arxiv.org/abs/2601.02151, github.com/PRIS-CV/EAFT.
 
 `likely`: tokens that the base finds very unlikely are left out. Source: arxiv.org/abs/2501.14315. Here the
 step's divisor counts them, which scales a step's loss and hardly AdamW's step.
+
+`replay x 3`, or any other number: the losses of replay rows count that often.
 """
 
 import math
@@ -52,7 +54,21 @@ class LikelyObjective(SftObjective):
         return (asked.log_probs[:, 0] >= -math.log(MOST_PERPLEXITY)).to(hidden.dtype)
 
 
-KINDS: dict[str, type[SftObjective]] = {"entropy": EntropyObjective, "likely": LikelyObjective}
+class ReplayObjective(SftObjective):
+    """Losses of replay rows count `factor` times; of runs whose own rows are one source."""
+
+    factor = 1.0
+
+    def token_weights(self, batch: Batch, hidden: Tensor) -> Tensor | None:
+        """Return 1 for each token of the run's own rows, `factor` for one of a replay row, (L,)."""
+        if not self.training:
+            return None
+        return (batch.learned_sources() > 0).to(hidden.dtype) * (self.factor - 1) + 1
+
+
+KINDS: dict[str, type[SftObjective]] = {"entropy": EntropyObjective, "likely": LikelyObjective} | {
+    f"replay x {n}": type(f"Replay{n}", (ReplayObjective,), {"factor": float(n)}) for n in (3, 10, 30)
+}
 
 
 @contextmanager
