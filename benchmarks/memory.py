@@ -7,7 +7,8 @@ Figures in MiB:
   may drop;
 - `measured`: the most anonymous memory, looked at every 3 ms, by what the process was doing: what is not
   pages of files. `loading` counts apart: it includes passes of several rows that show what steps need, for
-  which no more is taken than half of what is free.
+  which no more is taken than half of what is free. Runs have no report of forgetting: how many prompts it
+  has depends on the time that a run takes.
 
 The cases are those of memory_cases.py: pairs of method, bits, length and recomputation, and every method on
 glm-tiny and on one larger model. Three of the runs are then evaluated and exported. Each case is kept in
@@ -122,7 +123,7 @@ def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
             "batch_size": micro_batches * ROWS[case.length], "micro_batch_size": ROWS[case.length],
             "gradient_checkpointing": case.is_recomputed,
         },
-        "samples": {"max_new_tokens": 4}, "retain": {"ratio": 0},
+        "samples": {"max_new_tokens": 4}, "retain": {"ratio": 0, "report": "off"},
         "evaluate": {"batch_size": 4, "max_new_tokens": 16},
     }  # fmt: skip
 

@@ -34,7 +34,7 @@ def plain_probe(config: Any) -> list[int]:  # Any: transformers' configs carry n
 
 def last_logits(model: CausalLM, input_ids: Sequence[int]) -> Tensor:
     """Return the logits (V,) at the last position of a prompt, in fp32 on the CPU."""
-    return all_logits(model, input_ids)[-1]
+    return all_logits(model, input_ids)[-1].clone()  # a view would keep those of all positions
 
 
 @torch.no_grad()

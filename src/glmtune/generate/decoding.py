@@ -63,10 +63,11 @@ def complete(
     *,
     stop_ids: Collection[int],
     max_rows: int = MAX_ROWS,
+    engine: Engine | None = None,
 ) -> list[list[int]]:
-    """Answer all prompts; return the ids of each answer, stop tokens included."""
+    """Answer all prompts; return the ids of each answer, stop tokens included. Arguments as of `decode`."""
     answers: list[list[int]] = [[] for _ in prompts]
-    for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=max_rows):
+    for pairs in decode(model, prompts, sampling, stop_ids=stop_ids, max_rows=max_rows, engine=engine):
         for row, token in pairs:
             answers[row].append(token)
     return answers

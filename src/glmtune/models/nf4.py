@@ -36,6 +36,7 @@ BLOCK = 64
 """Number of weights that share a magnitude."""
 
 _DECODED = (torch.float32, torch.bfloat16, torch.float16)  # the types that bitsandbytes decodes to
+_DECODED_AT_ONCE = 2**18  # numbers, on a CPU: in fp32 a MiB
 _MAGNITUDES = 256  # magnitudes that share a scale; the only number that bitsandbytes' product takes
 _ROWS_AT_ONCE = 256  # bounds the memory beyond the result while quantising
 
@@ -100,16 +101,20 @@ class Nf4Linear(QuantizedLinear):
     def write(self, out: Tensor, rows: slice, columns: slice) -> None:
         """Write these rows and columns of the weight into `out`; columns in whole blocks of 64."""
         functional = _load().functional
-        state = functional.QuantState(
-            self._magnitudes(rows, slice(columns.start // BLOCK, columns.stop // BLOCK)),
-            shape=out.shape,
-            blocksize=BLOCK,
-            quant_type="nf4",
-            dtype=out.dtype if out.dtype in _DECODED else torch.float32,
-        )
-        codes = self.weight[rows, columns.start // 2 : columns.stop // 2]
-        # as one column: a single row of codes would be taken for a transposed weight
-        out.copy_(functional.dequantize_4bit(codes.reshape(-1, 1), state))
+        # a CPU's kernel makes a tensor of its own, which would be a second block: pieces stay in the cache
+        step = max(1, _DECODED_AT_ONCE // out.shape[1]) if out.device.type == "cpu" else len(out)
+        for start, part in zip(range(rows.start, rows.stop, step), torch.split(out, step), strict=True):
+            lines = slice(start, start + len(part))
+            state = functional.QuantState(
+                self._magnitudes(lines, slice(columns.start // BLOCK, columns.stop // BLOCK)),
+                shape=part.shape,
+                blocksize=BLOCK,
+                quant_type="nf4",
+                dtype=out.dtype if out.dtype in _DECODED else torch.float32,
+            )
+            codes = self.weight[lines, columns.start // 2 : columns.stop // 2]
+            # as one column: a single row of codes would be taken for a transposed weight
+            part.copy_(functional.dequantize_4bit(codes.reshape(-1, 1), state))
 
     def multiply_held(self, rows: Tensor) -> Tensor | None:
         """Return None: the kernels of int8 and int4 cannot read these codes."""

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from glmtune.data.batches import AUTO_TOKENS, Batch, certain_targets, collate
+from glmtune.data.batches import Batch, certain_targets, collate
 from glmtune.data.row import TrainingRow
 from glmtune.models.fused import wide_type
 from glmtune.models.packed import ByRow, Rows, count_positions_by_row
@@ -21,6 +21,9 @@ from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.objectives.sft import likeliest, recorded_targets, summed_cross_entropy
 from glmtune.objectives.targets import LIKELIEST
+
+LOOKED_TOKENS = 512
+"""Tokens that are looked at together: few, for a run's own steps may have as few."""
 
 Value = TypeVar("Value")
 
@@ -133,10 +136,10 @@ def _look(
 
 
 def _parts(rows: Sequence[TrainingRow]) -> Iterator[list[TrainingRow]]:
-    """Yield the rows in their order, as many at once as `AUTO_TOKENS` hold, and one at least."""
+    """Yield the rows in their order, as many at once as `LOOKED_TOKENS` hold, and one at least."""
     part: list[TrainingRow] = []
     for row in rows:
-        if part and sum(len(known.input_ids) for known in (*part, row)) > AUTO_TOKENS:
+        if part and sum(len(known.input_ids) for known in (*part, row)) > LOOKED_TOKENS:
             yield part
             part = []
         part.append(row)

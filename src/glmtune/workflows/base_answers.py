@@ -15,7 +15,7 @@ from glmtune.conversation import answer_text, encode_messages
 from glmtune.data.row import TrainingRow
 from glmtune.folder import ModelFolder
 from glmtune.general import GeneralPrompt
-from glmtune.generate.engine import Engine
+from glmtune.generate.beside import engine_beside
 from glmtune.generate.requests import Request
 from glmtune.generate.sampling import Sampling
 from glmtune.log import tell
@@ -135,7 +135,7 @@ class Answering:
             return new
         was_training, stop_ids = self._model.training, frozenset(self._tokenizer.stop_ids)
         self._model.eval()
-        engine = Engine(self._model)
+        engine = engine_beside(self._model)
         asked: dict[int, tuple[int, ...]] = {}
         waiting: dict[tuple[int, ...], list[GeneralPrompt]] = {}
         """The prompts that go on from an answer which is being given; several may begin alike."""

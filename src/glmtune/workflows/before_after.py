@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from glmtune.conversation import answer_text, encode_messages
-from glmtune.generate import Engine, Request, Sampling
+from glmtune.generate.beside import engine_beside
+from glmtune.generate.engine import Engine
+from glmtune.generate.requests import Request
+from glmtune.generate.sampling import Sampling
 from glmtune.models.protocol import CausalLM
 from glmtune.recipe import Samples
 from glmtune.templates import Taught
@@ -88,7 +91,7 @@ def ask_questions(
     was_training = model.training
     model.eval()
     try:
-        engine = Engine(model)
+        engine = engine_beside(model)
         messages: list[list[dict[str, str]]] = [[] for _ in questions]
         answers: list[tuple[str, float]] = [("", 0.0) for _ in questions]
         for turn in range(max((len(question.turns) for question in questions), default=0)):

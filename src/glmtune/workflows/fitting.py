@@ -14,9 +14,9 @@ from glmtune.objectives import ObjectiveModule
 from glmtune.processor import free_memory, mapped_bytes
 from glmtune.recipe import Recipe
 from glmtune.recipe.train import MicroBatchSize
-from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent, has_room, longest_rows, measure_need, with_losses
+from glmtune.workflows.beside import bytes_beside
 from glmtune.workflows.events import Note
 from glmtune.workflows.remedies import SAFE_SHARE, Memory, find_remedy, in_words
 
@@ -104,7 +104,7 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     free = free_memory(processes.device, mapped)
     state = state_bytes(objective, plan.recipe.train, num_processes=processes.number)
     update = update_bytes(objective, processes.device)
-    answering = answering_bytes(objective, processes.device) if plan.recipe.samples.prompts else 0
+    answering = bytes_beside(plan, objective.model, need, device=processes.device, free=free)
     device = processes.device.type
     everyones = processes.gather(
         Memory(need, free, state, longest, validated, update, answering=answering, device=device)

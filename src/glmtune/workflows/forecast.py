@@ -24,6 +24,7 @@ from glmtune.training.allocations import has_tight_heap
 from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent
+from glmtune.workflows.beside import bytes_beside
 from glmtune.workflows.fitting import Fitting, choose, extents, settled
 from glmtune.workflows.imagining import (
     ImaginedRun,
@@ -46,9 +47,12 @@ CAPACITY = {6: 5.79, 8: 7.76, 11: 10.73, 16: 14.56, 24: 23.61, 40: 39.5, 80: 79.
 out of memory name them. In this order a 2060, a 3070, one of 11 GB, a T4, a 4090, an A100, an A100 in issues
 on GitHub: facebookresearch/meshrcnn#92, sshan-zhao/GASDA#19, MIC-DKFZ/nnUNet#122,
 AlphaGPU/leetgpu-challenges#52, pinokiofactory/flux-webui#11, TianheWu/CoSeR#10, levihsu/OOTDiffusion#235."""
+GROWN = 16 * 2**20
+"""Bytes that a process grows by beside tensors once it trains: Python's objects, and the heap around them.
+Measured by benchmarks/memory.py on a model of 170 M: 11 to 20 MiB."""
 SMALL = 2**30
 """Bytes of weights up to which a model is small: its run keeps glibc's heap as it is, which is quicker."""
-LOST_SHARE = 0.7
+LOST_SHARE = 0.5
 """Holes in glibc's heap, as a share of a step's tensors, where it is not tightened."""
 SHARD = 2 * 10**9
 """Bytes of a file of an export, which is in memory as a whole."""
@@ -179,7 +183,7 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         head = causal_of(run.model).get_output_embeddings()
         need = replace(need, passing=passing, most_logits=most_logits(head, torch.device("cuda")))
     else:
-        held += _process_bytes() + _buffer_bytes(run)
+        held += _trained_process_bytes(run)
         is_tight = has_tight_heap() or not is_small(plan)
         need = replace(need, lost_share=0.0 if is_tight else LOST_SHARE)
     longest, validated = (
@@ -190,9 +194,18 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
     state = state_bytes(run.model, plan.recipe.train, num_processes=number, shared_by=shared_by)
     device = torch.device(machine.device)
     update = update_bytes(run.model, device) // shared_by
-    answering = answering_bytes(run.model, device) if plan.recipe.samples.prompts else 0
-    free = machine.free - held
-    return Memory(need, free, state, longest, validated, update, answering=answering, device=machine.device)
+    free = max(0, machine.free - held)
+    answering = bytes_beside(plan, run.model, need, device=device, free=free)
+    return Memory(
+        need,
+        machine.free - held,
+        state,
+        longest,
+        validated,
+        update,
+        answering=answering,
+        device=machine.device,
+    )
 
 
 def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, machine: Machine) -> Phase:
@@ -200,8 +213,7 @@ def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, mac
     gradients = state_bytes(run.model, None, num_processes=number, shared_by=shared_by)
     step = memory.need.parts_at(choice.extent, recomputed=choice.recomputed)
     _, validated = extents(plan, memory, choice.size)
-    others = (memory.need.evaluated_at(validated), memory.update, memory.answering)
-    highest = max(sum(step.values()), *others)
+    highest = max(sum(step.values()), memory.need.evaluated_at(validated), memory.update)
     parts = dict(run.held) | {"gradients": gradients, "optimizer": memory.state - gradients}
     of_rows = 0
     if "prefix" in parts:
@@ -209,6 +221,7 @@ def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, mac
         parts["prefix"] += of_rows
     # with what is lost around them, as the measured ones are
     parts |= {"activations": highest - step["logits"] - of_rows, "logits": step["logits"]}
+    parts["answers"] = max(0, memory.answering - highest)
     return _phase("training", parts, run, machine)
 
 
@@ -262,7 +275,7 @@ def _exporting(name: str, plan: Plan, run: ImaginedRun, quant: str | None = None
 def _phase(name: str, parts: dict[str, int], run: ImaginedRun, machine: Machine) -> Phase:
     is_cpu = machine.device == "cpu"
     if is_cpu:
-        parts["process"] = _process_bytes() + _buffer_bytes(run)
+        parts["process"] = _trained_process_bytes(run)
     return Phase(name, {key: size for key, size in parts.items() if size}, run.mapped if is_cpu else 0)
 
 
@@ -271,11 +284,11 @@ def _process_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _buffer_bytes(run: ImaginedRun) -> int:
-    """Return the bytes of the buffer for blocks of weights in another type."""
+def _trained_process_bytes(run: ImaginedRun) -> int:
+    """Return the same once it trains, with the buffer for blocks of weights in another type."""
     parts = (part for part in run.model.modules() if isinstance(part, FrozenLinear))
     largest = max((part.in_features * part.out_features for part in parts), default=0)
-    return min(BLOCK_BYTES, 4 * largest)
+    return _process_bytes() + GROWN + min(BLOCK_BYTES, 4 * largest)
 
 
 def _disk(plan: Plan, run: ImaginedRun) -> int:

@@ -19,6 +19,7 @@ from glmtune.recipe import TrainedPart
 from glmtune.training.memory import is_out_of_memory
 from glmtune.training.optim import state_bytes
 from glmtune.training.probe import Extent, Need
+from glmtune.workflows.forgetting import is_reported
 
 if TYPE_CHECKING:
     from glmtune.workflows.plan import Plan
@@ -48,7 +49,7 @@ class Memory:
     update: int = 0
     """Bytes that the optimizer's step takes beside its means."""
     answering: int = 0
-    """Bytes that sample answers take beside the model: of int4 on a CPU, its codes once more."""
+    """Bytes that answers take beside the model: keys and values, and of int4 on a CPU its codes once more."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
 
@@ -163,8 +164,12 @@ def _lora_on_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | No
 
 
 def _without_samples(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
-    is_possible = memory.device == "cpu" and plan.recipe.samples.prompts
-    return ("samples.prompts=[]", replace(memory, answering=0)) if is_possible else None
+    answers = {
+        "samples.prompts=[]": plan.recipe.samples.prompts,
+        "retain.report=off": is_reported(plan.recipe),
+    }
+    words = [word for word, is_given in answers.items() if is_given]
+    return (" ".join(words), replace(memory, answering=0)) if words else None
 
 
 def _in_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Memory | None:
@@ -187,9 +192,9 @@ def _in_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Memory | None:
     if not weights or any(weight.shape[1] % 2 for weight in weights):  # 4-bit codes go in pairs
         return None
     saved = round(sum(weight.numel() * (weight.element_size() - 0.5) for weight in weights))
-    is_decoding = memory.device == "cpu" and plan.recipe.samples.prompts
-    answering = decoding_bytes((*weight.shape, 4) for weight in weights) if is_decoding else 0
-    return replace(memory, free=memory.free + saved, answering=answering)
+    is_decoding = memory.device == "cpu" and memory.answering
+    codes = decoding_bytes((*weight.shape, 4) for weight in weights) if is_decoding else 0
+    return replace(memory, free=memory.free + saved, answering=memory.answering + codes)
 
 
 def _shortened(plan: "Plan", memory: Memory, share: float) -> Iterator[str]:

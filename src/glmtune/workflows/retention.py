@@ -22,6 +22,7 @@ from glmtune.evaluation.names import shared_names
 from glmtune.folder import ModelFolder
 from glmtune.general import ASKS_IDENTITY, GeneralPrompt, teaches_identity
 from glmtune.generate import Sampling, complete
+from glmtune.generate.beside import engine_beside
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives.teacher import RowFigures, compare_with_recorded, record_likeliest
 from glmtune.recipe import Retain
@@ -136,7 +137,8 @@ def measure(
     sampling = Sampling(do_sample=False, max_new_tokens=reference.settings.max_new_tokens)
     prompts = [answer.prompt_ids for answer in reference.answers]
     # every process answers all of them: each may hold only a shard of the weights
-    tuned = complete(model, prompts, sampling, stop_ids=frozenset(tokenizer.stop_ids))
+    stop_ids = frozenset(tokenizer.stop_ids)
+    tuned = complete(model, prompts, sampling, stop_ids=stop_ids, engine=engine_beside(model))
     both = zip(reference.answers, reference.rows, general, tuned, strict=True)
     return judge(
         [

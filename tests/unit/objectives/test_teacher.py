@@ -53,7 +53,7 @@ def recorded(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Any, list[TrainingRow]]:
     """A base in fp64, and rows with its distributions: a row at a time, and all at once."""
-    monkeypatch.setattr(teacher, "AUTO_TOKENS", request.param)
+    monkeypatch.setattr(teacher, "LOOKED_TOKENS", request.param)
     base = sure_model()
     rows = rows_with_a_learned_first_token()
     return base, record_likeliest(base, rows, processes=Processes(), pad_id=PAD)

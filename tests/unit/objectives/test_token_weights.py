@@ -1,6 +1,7 @@
 """Weights of single tokens, as the experiments on forgetting train with them, against full logits."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ def test_loss_and_gradient_are_those_of_weighted_cross_entropies(
 ) -> None:
     monkeypatch.setattr(token_weights, "MOST_PERPLEXITY", 1e5)  # of random tokens
     tuned, rows = tuned_model(), random_rows(4)
+    rows = [replace(row, source=i % 2) for i, row in enumerate(rows)]  # every other one is replay
     with weighting(kind):
         objective = build_objective(tuned, Sft())
     trained = [p for p in tuned.parameters() if p.requires_grad]
@@ -55,6 +57,9 @@ def test_loss_and_gradient_are_those_of_weighted_cross_entropies(
         if kind == "entropy":
             best = log_probs.detach().topk(LIKELIEST, dim=1).values.log_softmax(1)
             weights = -(best.exp() * best).sum(1) / math.log(LIKELIEST)
+        elif kind.startswith("replay x "):
+            factor = int(kind.removeprefix("replay x ")) if row.source else 1
+            weights = torch.full_like(log_probs[:, 0].detach(), factor)
         else:
             with torch.no_grad(), tuned.disable_adapter():
                 of_base, _ = log_probs_of(tuned, row)
@@ -64,6 +69,8 @@ def test_loss_and_gradient_are_those_of_weighted_cross_entropies(
     assert_close(loss.detach(), due.detach(), share=1e-6)
     assert_close([*gradients], [*torch.autograd.grad(due, trained)], share=1e-5)
     together = torch.cat(all_weights)
+    if kind.startswith("replay x "):
+        together = together / int(kind.removeprefix("replay x "))  # the only weights above 1
     assert 0 <= float(together.min()) < float(together.max()) <= 1
 
 
