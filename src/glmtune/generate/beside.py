@@ -1,7 +1,7 @@
 """Answers of a model in training, beside its gradients and optimizer: samples, replay, report of forgetting.
 
-Their keys and values are to take a quarter of the free memory, so no card is too small for them: with fewer
-rows at once they take longer, and say the same. What the cache adds in blocks may double it.
+Their keys and values are to take a quarter of the free memory, and not much in all, so no card is too small
+for them: with fewer rows at once they take longer, and say the same. The cache's blocks may double it.
 """
 
 import torch
@@ -12,8 +12,9 @@ from glmtune.models.protocol import CausalLM
 from glmtune.models.wrapped import causal_of
 from glmtune.processor import free_memory
 
-ROWS, SHARE = 32, 4
-"""Most answers given together, and the part of what is free that their keys and values may take."""
+ROWS, SHARE, MOST = 32, 4, 2**29
+"""Most answers given together; the part of what is free, and the bytes, that their keys and values may take:
+as many as 19,000 tokens of ChatGLM3-6B, or 1,100 of ChatGLM-6B, whose heads share none."""
 PREFILL_TOKENS = 512
 """Prompt tokens that are read at once."""
 
@@ -23,8 +24,13 @@ def engine_beside(model: CausalLM) -> Engine:
     free = free_memory(model.device)
     if model.device.type == "cuda":  # torch's reserve is free too
         free += torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)
-    held = max(1, free // SHARE // column_bytes(model))
+    held = max(1, bytes_held(free) // column_bytes(model))
     return Engine(model, max_rows=ROWS, max_prefill_tokens=PREFILL_TOKENS, max_held_tokens=held)
+
+
+def bytes_held(free: int) -> int:
+    """Return the bytes that keys and values may take with so many free."""
+    return min(MOST, free // SHARE)
 
 
 def column_bytes(model: CausalLM) -> int:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from glmtune.general import held_out_prompts
-from glmtune.generate.beside import PREFILL_TOKENS, ROWS, SHARE, column_bytes
+from glmtune.generate.beside import PREFILL_TOKENS, ROWS, bytes_held, column_bytes
 from glmtune.generate.kv_cache import BLOCK
 from glmtune.models.protocol import CausalLM
 from glmtune.templates import Taught
@@ -33,6 +33,6 @@ def bytes_beside(plan: "Plan", model: CausalLM, need: Need, *, device: torch.dev
         lengths += [len(ids) + new for prompt in prompts for ids in turns.longest(prompt, new, filler)]
     longest, rows = max(lengths), min(ROWS, len(lengths))  # of one kind at a time, but for a few
     columns = -(-longest // BLOCK) * BLOCK + getattr(model, "num_prefix_tokens", 0)
-    held = max(columns, min(rows * columns, free // SHARE // column_bytes(model)))
+    held = max(columns, min(rows * columns, bytes_held(free) // column_bytes(model)))
     reading = need.evaluated_at(Extent(PREFILL_TOKENS, longest, rows))
     return answering_bytes(model, device) + held * column_bytes(model) + reading
