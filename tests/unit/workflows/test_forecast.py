@@ -9,7 +9,7 @@ import torch
 
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.training.probe import Need
-from glmtune.workflows import fitting, imagining
+from glmtune.workflows import beside, fitting, imagining
 from glmtune.workflows import forecast as forecasts
 from glmtune.workflows.events import drain
 from glmtune.workflows.execute import training
@@ -147,19 +147,19 @@ def test_a_whole_model_is_evaluated_without_gradients(model: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_sample_answers_in_int4_are_given_up_before_rows_are_cut(
+def test_answers_in_int4_are_given_up_before_rows_are_cut(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forecasts, "answering_bytes", lambda *_: 2**26)  # as of a large model
+    monkeypatch.setattr(beside, "answering_bytes", lambda *_: 2**26)  # as of a large model
     words = ["quant=int4", "data.max_tokens=64", "data.overlong=cut_any", "samples.prompts=[hi]"]
     made = recipe(model, tmp_path / "run", *words)
-    without = recipe(model, tmp_path / "run", *words[:-1])
+    without = recipe(model, tmp_path / "run", *words[:-1], "retain.report=off")
     needed, least = (foretold(each).phases[0].num_bytes for each in (made, without))
     assert needed > least
     machine = replace(ENDLESS, free=(needed + least) // 2)
     told = foretold(made, machine)
-    assert (told.fits, told.override) == (False, "samples.prompts=[]")
-    assert foretold(recipe(model, tmp_path / "run", *words, told.override), machine).fits
+    assert (told.fits, told.override) == (False, "samples.prompts=[] retain.report=off")
+    assert foretold(recipe(model, tmp_path / "run", *words, *told.override.split()), machine).fits
 
 
 def test_parts_are_those_of_the_weights(
