@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from glmtune.data.lengths import LengthReport
-from glmtune.evaluation.forgetting import Forgetting, GeneralAnswer, Said, judge
+from glmtune.evaluation.forgetting import Forgetting, GeneralAnswer, Said, TaskRow, judge
 from glmtune.run_files import append_json, write_json
 from unit.report.test_compare import write_run, write_scores
 
@@ -29,7 +29,13 @@ def forgotten(said: str) -> Forgetting:
         )
     ]
     return judge(
-        compared, drifted=0.05, forgot=0.2, task=[numbers], training_loss=3.0, names=("小橙",), step=60
+        compared,
+        drifted=0.05,
+        forgot=0.2,
+        task=[TaskRow(3 * numbers, numbers, numbers)],
+        training_loss=3.0,
+        names=("小橙",),
+        step=60,
     )
 
 

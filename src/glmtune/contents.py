@@ -150,7 +150,9 @@ CONTENTS: Mapping[str, Mapping[str, Rule]] = {
         "prompts": COUNT,
         "left_out": TEXT.or_null(),
         "loss": PAIR,
-        "task": _with(kl=INTERVAL, rows=COUNT).or_null(),
+        "task": _with(
+            kl=INTERVAL, rows=COUNT, loss=_with(base=NUMBER, tuned=NUMBER, change=INTERVAL).or_null()
+        ).or_null(),
         "training_perplexity_of_base": NUMBER.or_null(),
         "changed_share": NUMBER,
         "leaked": _with(base=COUNT, tuned=COUNT),

@@ -80,12 +80,48 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One of the run's own rows under both models, for each of its learned tokens."""
+
+    base_losses: Numbers
+    """Cross-entropies under the base, in nats. (L,)"""
+    tuned_losses: Numbers
+    """The same under the tuned model. (L,)"""
+    kls: Numbers
+    """Divergences KL(base || tuned), in nats. (L,)"""
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """Figures on the run's own rows."""
 
     kl: Interval
     """Divergence from the base on their answers, in nats a token."""
     rows: int
+    base_loss: float
+    tuned_loss: float
+    """Mean cross-entropies of their learned tokens, in nats."""
+    change: Interval
+    """The second less the first, row by row: the interval is of the same draws of rows for both models."""
+
+    @classmethod
+    def of(cls, rows: Sequence[TaskRow]) -> "Task | None":
+        """Return the figures of rows; None if they have no learned token."""
+        rows = [row for row in rows if len(row.kls)]
+        if not rows:
+            return None
+        base, tuned = (
+            float(np.mean(np.concatenate(losses)))
+            for losses in zip(*((row.base_losses, row.tuned_losses) for row in rows), strict=True)
+        )
+        change = bootstrap((i, row.tuned_losses - row.base_losses) for i, row in enumerate(rows))
+        kl = bootstrap((i, row.kls) for i, row in enumerate(rows))
+        return cls(kl, len(rows), base, tuned, change)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what forgetting.json has of it."""
+        loss = {"base": self.base_loss, "tuned": self.tuned_loss, "change": asdict(self.change)}
+        return {"kl": asdict(self.kl), "rows": self.rows, "loss": loss}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +191,7 @@ class Forgetting:
                 "tuned": per_token(judged, lambda each: each.tuned_losses),
                 "rise": asdict(self.loss_rise),
             },
-            "task": None if self.task is None else {"kl": asdict(self.task.kl), "rows": self.task.rows},
+            "task": self.task and self.task.facts(),
             "training_perplexity_of_base": None
             if self.training_loss is None
             else float(np.exp(self.training_loss)),
@@ -214,7 +250,7 @@ def judge(
     *,
     drifted: float,
     forgot: float,
-    task: Sequence[Numbers] = (),
+    task: Sequence[TaskRow] = (),
     training_answers: Iterable[str] = (),
     training_loss: float | None = None,
     names: Sequence[str] = (),
@@ -223,14 +259,13 @@ def judge(
 ) -> Forgetting:
     """Return the report of answers that were compared.
 
-    `task`: divergences on the learned tokens of the run's own rows, row by row. `names`: what the rows teach
+    `task`: the run's own rows, held out. `names`: what the rows teach
     the model to call itself and its maker. `leaves_out`: a category that the verdict's figures leave out.
     Raises `TrainingError` for a figure that is not finite.
     """
     judged = [each for each in compared if each.category != leaves_out]
     kl = over_prompts(judged, lambda each: each.kls)
     verdict: Verdict = "forgot" if kl.mean >= forgot else "drifted" if kl.mean >= drifted else "kept"
-    rows = [(i, kls) for i, kls in enumerate(task) if len(kls)]
     runs = {run for answer in training_answers for run in runs_of(answer)}
     return Forgetting(
         verdict=verdict,
@@ -239,7 +274,7 @@ def judge(
         forgot=forgot,
         loss_rise=over_prompts(judged, lambda each: each.tuned_losses - each.base_losses),
         compared=tuple(compared),
-        task=Task(bootstrap(rows), len(rows)) if rows else None,
+        task=Task.of(task),
         identity=find_identity(compared, names) if names else None,
         leaked=count_leaks(compared, runs),
         training_loss=training_loss,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from glmtune.evaluation.forgetting import FEWEST, Forgetting, nats, worst
+from glmtune.evaluation.forgetting import FEWEST, SHARE, Forgetting, nats, worst
 from glmtune.files import read_json_if_there
 from glmtune.general import held_out_prompts
 from glmtune.generate import Sampling, complete
@@ -135,8 +135,11 @@ def told(found: Forgetting) -> Iterator[Note]:
     if found.task:
         perplexity = facts["training_perplexity_of_base"]
         known = "" if perplexity is None else f"; the base's perplexity of training answers: {perplexity:.4g}"
+        task, change = found.task, found.task.change
         yield Note(
-            f"  on {found.task.rows} of the run's own rows: {nats(found.task.kl.mean)} nats a token{known}"
+            f"  on {task.rows} of the run's own rows, held out: loss {task.base_loss:.3f} of the base, "
+            f"{task.tuned_loss:.3f} tuned, a change of {change.mean:+.3f} ({SHARE}% interval "
+            f"{change.low:+.3f} to {change.high:+.3f}); {nats(task.kl.mean)} nats a token{known}"
         )
     if (of := found.identity) is not None:
         yield Note(

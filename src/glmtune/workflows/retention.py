@@ -15,6 +15,7 @@ from glmtune.evaluation.forgetting import (
     Interval,
     Numbers,
     Said,
+    TaskRow,
     bootstrap,
     judge,
 )
@@ -158,7 +159,10 @@ def measure(
         ],
         drifted=reference.settings.drifted,
         forgot=reference.settings.forgot,
-        task=[of.kls for of in task],
+        task=[
+            TaskRow(_base_losses(row), of.losses, of.kls)
+            for row, of in zip(reference.task, task, strict=True)
+        ],
         training_answers=reference.training_answers,
         training_loss=reference.training_loss,
         names=reference.names,

@@ -13,6 +13,7 @@ from glmtune.evaluation import forgetting
 from glmtune.evaluation.forgetting import (
     GeneralAnswer,
     Said,
+    TaskRow,
     bootstrap,
     count_leaks,
     find_identity,
@@ -110,14 +111,22 @@ def test_facts_are_json_that_the_reader_accepts() -> None:
     report = found(
         compared([0.4, 0.2], tuned=tuned),
         compared([0.1], name="zh-identity-01", category="identity", language="zh", turn=2, tuned=tuned),
-        task=[np.array([0.3, 0.1]), np.array([])],
+        task=[
+            TaskRow(np.array([4.0, 2.0]), np.array([1.0, 2.0]), np.array([0.3, 0.1])),
+            TaskRow(*[np.array([])] * 3),
+        ],
         training_loss=np.log(20.0),
         names=("小橙",),
         step=7,
     )
     facts = json.loads(json.dumps(report.facts()))
     assert find_fault("forgetting.json", facts) is None
-    assert facts["task"] == {"kl": {"mean": 0.2, "low": 0.2, "high": 0.2}, "rows": 1}
+    change = {"mean": -1.5, "low": -1.5, "high": -1.5}
+    assert facts["task"] == {
+        "kl": {"mean": 0.2, "low": 0.2, "high": 0.2},
+        "rows": 1,
+        "loss": {"base": 3.0, "tuned": 1.5, "change": change},
+    }
     assert facts["training_perplexity_of_base"] == pytest.approx(20)
     assert facts["changed_share"] == 1
     assert facts["ended_share"] == {"base": 1.0, "tuned": 0.0}
