@@ -51,11 +51,13 @@ P-Tuning's 2e-2 with another method. Not warned of is P-Tuning on ADGEN as publi
 many varied rows, none seen twice, although users of it miss ordinary chat too."""
 
 
-def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, lr: float) -> str | None:
+def chat_loss_warning(
+    method: Method, *, rows: int, steps: int, epochs: float, lr: float, ratio: float | None
+) -> str | None:
     """Return a warning, with the cure, if a plan may lose ordinary chat; None for a plan within bounds.
 
     A plan is out of bounds if its peak rate `lr` is above the method's, or if it has more than `MOST_EPOCHS`
-    epochs and goes beyond the method's distance.
+    epochs and goes beyond the method's distance. `ratio`: of its replay, None if it can have none.
     """
     bounds = BOUNDS.get(method.name)
     if bounds is None:
@@ -71,13 +73,23 @@ def chat_loss_warning(method: Method, *, rows: int, steps: int, epochs: float, l
     digit = 10.0 ** math.floor(math.log10(highest))  # rounded down to one digit, such as 2e-04
     return (
         f"{epochs:.0f} epochs of {rows} rows at rate {lr:g}: runs like this have lost ordinary chat; set "
-        f"train.epochs=2, or train.lr={math.floor(highest / digit) * digit:.0e}, or mix general "
-        "conversations into your rows, one for each: docs/troubleshooting.md tells how"
+        f"train.epochs=2, or train.lr={math.floor(highest / digit) * digit:.0e}"
+        + (
+            f", or retain.ratio={more:g}"
+            if ratio is not None and (more := _more_replay(ratio)) > ratio
+            else ""
+        )
+        + ": docs/forgetting.md"
     )
 
 
 MOST_REPLAY = 0.5
 """Share of replay up to which more of it is advised."""
+
+
+def _more_replay(ratio: float) -> float:
+    """Return the share of replay to advise to a run with such a share."""
+    return min(2 * ratio, MOST_REPLAY) or DEFAULT_RATIO
 
 
 def is_reported(recipe: Recipe) -> bool:
@@ -88,7 +100,7 @@ def is_reported(recipe: Recipe) -> bool:
 def cures(recipe: Recipe, *, lr: float, epochs: float) -> str:
     """Return the settings, for a hint, with which a run that was not `kept` forgets less."""
     settings, ratio = [], recipe.retain.ratio or 0.0
-    if (more := min(2 * ratio, MOST_REPLAY) or DEFAULT_RATIO) > ratio:
+    if (more := _more_replay(ratio)) > ratio:
         settings.append(f"retain.ratio={more:g}")
     if is_rate_high(recipe.method, lr):
         settings.append(f"train.lr={recipe.method.default_lr:g}")

@@ -95,7 +95,8 @@ class Plan:
         yield Note(rate_line(method, self.lr))
         if fp16 := fp16_line(processes.precision, processes.device):
             yield Note(fp16)
-        if warning := plan_warning(method, self.lr, self.steps, self.num_steps):
+        ratio = (self.recipe.retain.ratio or 0.0) if self.tokenizer.template else None
+        if warning := plan_warning(method, self.lr, self.steps, self.num_steps, ratio):
             yield Note(warning, is_warning=True)
         if nearness := cost_line(self):
             yield Note(nearness)
@@ -300,7 +301,9 @@ def plan_line(steps: Steps, num_steps: int, device: torch.device, precision: str
     )
 
 
-def plan_warning(method: Method, lr: float, steps: Steps, num_steps: int) -> str | None:
-    """Return a warning if runs like this one have lost ordinary chat."""
+def plan_warning(
+    method: Method, lr: float, steps: Steps, num_steps: int, ratio: float | None = 0.0
+) -> str | None:
+    """Return a warning if runs like this one have lost ordinary chat; `ratio` as of `chat_loss_warning`."""
     rows, epochs = steps.epoch_rows, num_steps / steps.per_epoch
-    return chat_loss_warning(method, rows=rows, steps=num_steps, epochs=epochs, lr=lr)
+    return chat_loss_warning(method, rows=rows, steps=num_steps, epochs=epochs, lr=lr, ratio=ratio)

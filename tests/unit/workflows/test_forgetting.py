@@ -49,7 +49,7 @@ Plan = tuple[Method, int, int, int, float]
 def warning(plan: Plan) -> str | None:
     method, rows, batch_size, steps, lr = plan
     epochs = steps / -(-rows // batch_size)
-    return chat_loss_warning(method, rows=rows, steps=steps, epochs=epochs, lr=lr)
+    return chat_loss_warning(method, rows=rows, steps=steps, epochs=epochs, lr=lr, ratio=0)
 
 
 @pytest.mark.parametrize("name", LOST)
@@ -89,6 +89,17 @@ def test_several_processes_change_nothing_about_a_plan() -> None:
     )
     assert plan_warning(Lora(), 2e-4, one, 1500) == plan_warning(Lora(), 2e-4, second, 1500)
     assert (plan_warning(Lora(), 2e-4, one, 1500) or "").startswith("250 epochs of 12 rows at rate 0.0002: ")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advice"), [(0, "retain.ratio=0.1"), (0.1, "retain.ratio=0.2"), (0.5, None), (None, None)]
+)
+def test_more_replay_than_a_run_has_is_advised(ratio: float | None, advice: str | None) -> None:
+    warning = chat_loss_warning(Lora(), rows=12, steps=1500, epochs=250, lr=2e-4, ratio=ratio)
+    assert warning is not None
+    assert warning.endswith(
+        f", or {advice}: docs/forgetting.md" if advice else "train.lr=6e-05: docs/forgetting.md"
+    )
 
 
 @pytest.mark.parametrize(
