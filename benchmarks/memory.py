@@ -6,9 +6,9 @@ Figures in MiB:
 - `phases`: the forecast by part, and what of it are pages of the model's files (`mapped`), which the system
   may drop;
 - `measured`: the most anonymous memory, looked at every 3 ms, by what the process was doing: what is not
-  pages of files. `loading` counts apart: it includes passes of several rows that show what steps need, for
-  which no more is taken than half of what is free. Runs have no report of forgetting: how many prompts it
-  has depends on the time that a run takes.
+  pages of files. `loading` and what the base is asked count apart: then passes of several rows show what
+  steps need, for which no more is taken than half of what is free. Only the last runs have a report of
+  forgetting, with all prompts however short the run is.
 
 The cases are those of memory_cases.py: pairs of method, bits, length and recomputation, and every method on
 glm-tiny and on one larger model. Three of the runs are then evaluated and exported. Each case is kept in
@@ -46,6 +46,7 @@ from glmtune.log import quiet
 from glmtune.recipe import load_recipe
 from glmtune.recipe.parse import RecipeSource
 from glmtune.training.allocations import tighten_heap
+from glmtune.workflows import report_forgetting
 from glmtune.workflows.evaluating import evaluating
 from glmtune.workflows.events import Evaluated, Saved, Working, drain
 from glmtune.workflows.execute import training
@@ -57,6 +58,7 @@ Facts = dict[str, Any]
 RESULT = measure.RESULTS / "memory.json"
 STEPS = 2
 LOOK_S = 0.003
+BEFORE_PASSES = ("timing answers to general prompts", "asking the base")
 
 
 @dataclass
@@ -123,7 +125,8 @@ def make_recipe(case: Case, options: argparse.Namespace, work: Path) -> Facts:
             "batch_size": micro_batches * ROWS[case.length], "micro_batch_size": ROWS[case.length],
             "gradient_checkpointing": case.is_recomputed,
         },
-        "samples": {"max_new_tokens": 4}, "retain": {"ratio": 0, "report": "off"},
+        "samples": {"max_new_tokens": 4},
+        "retain": {"ratio": 0, "report": "end" if case.is_reported else "off", "max_new_tokens": 32},
         "evaluate": {"batch_size": 4, "max_new_tokens": 16},
     }  # fmt: skip
 
@@ -152,7 +155,7 @@ def train(recipe: RecipeSource) -> Iterator[str]:
     """Train by a recipe, as the command does but for its printing; yield what comes next."""
     for event in training(load_recipe(recipe)):
         if isinstance(event, Working):
-            yield event.what
+            yield "loading" if event.what in BEFORE_PASSES else event.what
         elif isinstance(event, Evaluated | Saved):
             yield "step"
 
@@ -181,6 +184,7 @@ def be_child(what: str, recipe: Facts, threads: int) -> Facts:
     with quiet():
         if what == "foresee":
             return foresee(planned)
+        vars(report_forgetting)["allowed_seconds"] = lambda *_: 1e9  # however short the run is
         plan = drain(planning(load_recipe(planned)))  # and its tokenizer is there
         held = resting_bytes()
         del plan

@@ -33,12 +33,14 @@ class Case:
     """`chatglm3` or `glm4`, of random weights; or `glm-tiny`."""
     then: tuple[str, ...] = ()
     """`evaluate`, or the kind of an export."""
+    is_reported: bool = False
+    """True for a run with the report of forgetting, all of it however long it takes."""
 
     @property
     def name(self) -> str:
         """All of it in words."""
         kind = "" if self.kind == "chatglm3" else f"{self.kind} "
-        ending = ", recomputed" if self.is_recomputed else ""
+        ending = (", recomputed" if self.is_recomputed else "") + (", reported" if self.is_reported else "")
         return f"{kind}{self.method} {self.quant or 'bf16'} {ROWS[self.length]} x {self.length}{ending}"
 
 
@@ -67,6 +69,8 @@ PAIRS = (
     Case("lora", None, 128, False, then=("evaluate", "merged", "int4")),
     Case("ptuning", "int4", 128, True, then=("evaluate",)),
     Case("full", None, 128, True, then=("evaluate", "merged")),
+    Case("lora", None, 128, True, is_reported=True),
+    Case("lora", "int4", 128, True, kind="glm4", is_reported=True),
 )
 """Every possible pair of method, bits, length and recomputation is among them: codes are not trained."""
 TRAINED = (

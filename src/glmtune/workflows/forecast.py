@@ -47,9 +47,9 @@ CAPACITY = {6: 5.79, 8: 7.76, 11: 10.73, 16: 14.56, 24: 23.61, 40: 39.5, 80: 79.
 out of memory name them. In this order a 2060, a 3070, one of 11 GB, a T4, a 4090, an A100, an A100 in issues
 on GitHub: facebookresearch/meshrcnn#92, sshan-zhao/GASDA#19, MIC-DKFZ/nnUNet#122,
 AlphaGPU/leetgpu-challenges#52, pinokiofactory/flux-webui#11, TianheWu/CoSeR#10, levihsu/OOTDiffusion#235."""
-GROWN = 16 * 2**20
+GROWN = 10 * 2**20
 """Bytes that a process grows by beside tensors once it trains: Python's objects, and the heap around them.
-Measured by benchmarks/memory.py on a model of 170 M: 11 to 20 MiB."""
+By benchmarks/memory.py on a model of 170 M 0 to 17 MiB, few where layers keep what they compute."""
 SMALL = 2**30
 """Bytes of weights up to which a model is small: its run keeps glibc's heap as it is, which is quicker."""
 LOST_SHARE = 0.5

@@ -69,7 +69,8 @@ def _figures(facts: Mapping[str, Any]) -> Iterator[tuple[Text, str, str]]:
     yield text("kept_leaked"), *both("leaked", "d")
     if task := facts.get("task"):
         if loss := task.get("loss"):  # older runs have none
-            yield text("kept_task_loss", rows=task["rows"]), *(f"{loss[of]:.3f}" for of in ("base", "tuned"))
+            base, tuned = (f"{loss[of]:.3f}" for of in ("base", "tuned"))
+            yield text("kept_task_loss", rows=task["rows"]), base, tuned
         yield text("kept_task", rows=task["rows"]), "–", nats(task["kl"]["mean"])
     if (perplexity := facts.get("training_perplexity_of_base")) is not None:
         yield text("kept_perplexity"), f"{perplexity:.4g}", "–"
