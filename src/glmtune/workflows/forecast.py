@@ -228,6 +228,10 @@ def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, mac
 def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) -> Phase:
     """Return the memory of answering the rows that are held out, in the recipe's batches."""
     settings = plan.recipe.evaluate
+    # a model that was trained whole is opened from its own files, in fp32, and stays in them
+    is_whole = machine.device == "cpu" and plan.recipe.method.kept is TrainedPart.MODEL
+    if is_whole:
+        types = replace(types, base=replace(types.base, dtype=torch.float32, computing=torch.float32))
     need = _imagined(once_trained(plan), types, machine).need
     new = longest_answer(plan.tokenizer, plan.recipe.data, settings)
     # the tokens before the first learned one
@@ -244,8 +248,6 @@ def _evaluation(plan: Plan, run: ImaginedRun, types: Types, machine: Machine) ->
         "KV cache": rows * columns * per_column,
     }
     phase = _phase("evaluation", parts, run, machine)
-    # a model that was trained whole is opened from its own files, and stays in them
-    is_whole = machine.device == "cpu" and plan.recipe.method.kept is TrainedPart.MODEL
     return replace(phase, mapped=parts["weights"]) if is_whole else phase
 
 
