@@ -14,7 +14,13 @@ from glmtune.serve.errors import ApiError
 from glmtune.serve.schema import ChatRequest
 from glmtune.serve.service import GrowingReply, Question
 from glmtune.templates import OPTIONS
-from glmtune.templates.answer_stream import AnswerPiece, CallPiece, TextPiece, ThoughtPiece
+from glmtune.templates.answer_stream import (
+    AnswerPiece,
+    ArgumentsPiece,
+    CallPiece,
+    TextPiece,
+    ThoughtPiece,
+)
 from glmtune.tokenizers.protocol import Tokenizer
 
 
@@ -39,6 +45,7 @@ def chat_question(request: ChatRequest) -> Question:
         messages=[message.model_dump(exclude_unset=True) for message in request.messages],
         tools=() if request.tool_choice == "none" else request.tools or (),
         is_one_call=request.parallel_tool_calls is False,
+        streams_calls=bool(request.stream),
         options=request.chat_template_kwargs or {},
         sampling=request.sampling,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
@@ -141,6 +148,8 @@ def _delta(piece: AnswerPiece) -> dict[str, Any]:
         return {"reasoning_content": piece.text}
     if isinstance(piece, TextPiece):
         return {"content": piece.text}
+    if isinstance(piece, ArgumentsPiece):
+        return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
     return {"tool_calls": [{"index": piece.index, **_call(piece)}]}
 
 

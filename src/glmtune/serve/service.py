@@ -55,6 +55,8 @@ class Question:
     tools: Sequence[Mapping[str, Any]] = ()
     is_one_call: bool = False
     """True: the answer ends with its first tool call."""
+    streams_calls: bool = False
+    """True: the arguments of a call are given as they come."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the chat format, such as enable_thinking."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -199,7 +201,9 @@ class Service:
                 index,
                 model.tokenizer,
                 # a text that is only gone on with has neither thoughts nor calls
-                AnswerStream(model.tokenizer.chat_format, question.tools)
+                AnswerStream(
+                    model.tokenizer.chat_format, question.tools, streams_calls=question.streams_calls
+                )
                 if question.prompt is None
                 else None,
                 stops=question.stops,
