@@ -53,6 +53,9 @@ class GrowingAnswer:
         """
         self.index = index
         self.num_tokens = 0
+        self.num_cached = 0
+        """Tokens of the prompt that were kept from before."""
+        self.num_thought_tokens = 0
         self._tokenizer = tokenizer
         self._text = tokenizer.text_stream()
         self._stop_ids = frozenset((*tokenizer.stop_ids, tokenizer.end_id))
@@ -69,6 +72,9 @@ class GrowingAnswer:
         Raises `ApiError` if a call whose first arguments are given has turned out to be none.
         """
         self.num_tokens += 1
+        self.num_cached = token.num_cached
+        # the control token that ends a thought is one of its own
+        self.num_thought_tokens += self._stream is not None and self._stream.is_thought
         is_end = token.id in self._stop_ids
         drawn = None if token.likely is None or is_end else (token.id, token.likely)
         # the token of the end counts as written, but adds no text

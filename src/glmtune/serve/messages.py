@@ -132,7 +132,13 @@ def _head(reply: GrowingReply) -> dict[str, Any]:
 
 
 def _usage(reply: GrowingReply) -> dict[str, int]:
-    return {"input_tokens": reply.num_prompt_tokens, "output_tokens": reply.num_tokens}
+    # Anthropic counts what was kept from before apart from the tokens that are read anew
+    return {
+        "input_tokens": reply.num_prompt_tokens - reply.num_cached,
+        "cache_read_input_tokens": reply.num_cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": reply.num_tokens,
+    }
 
 
 def _end(reason: str | None, stop: str | None) -> dict[str, Any]:

@@ -132,9 +132,9 @@ class _ResponseWriter:
         read, written = self._reply.num_prompt_tokens, self._reply.num_tokens
         return {
             "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": 0},  # clients want both, and neither is counted
+            "input_tokens_details": {"cached_tokens": self._reply.num_cached},
             "output_tokens": written,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._reply.num_thought_tokens},
             "total_tokens": read + written,
         }
 

@@ -86,7 +86,8 @@ class AnswerStream:
         # GLM-Z1, whose prompt begins the thought, ends it in plain text
         spelled = thought_marks[1:] if THOUGHT_END not in self.control_names else ()
         self._splitter = _MarkSplitter([*spelled, *(self.control_names if is_spelled else ())])
-        self._is_thought = chat_format.begins_thought
+        self.is_thought = chat_format.begins_thought
+        """True while the thought in front of the answer is read."""
         self._thought = _Trimmer(trims_end=True)
         self._text = _Trimmer(trims_end=bool(chat_format.thought_end))
         self._shown = ShownText(chat_format.tidy)
@@ -99,7 +100,7 @@ class AnswerStream:
         """Calls that have been given whole."""
         self.is_broken = False
         """True if a call that was begun has broken off."""
-        if not self._is_thought:
+        if not self.is_thought:
             self._begin_turn()
 
     def add(self, text: str) -> list[AnswerPiece]:
@@ -119,7 +120,7 @@ class AnswerStream:
         return [piece for segment in segments for piece in self._take(segment)]
 
     def _take(self, segment: Segment) -> list[AnswerPiece]:
-        if self._is_thought:
+        if self.is_thought:
             return self._think(segment)
         if segment.text not in self.control_names:  # GLM-Z1's end of a thought means nothing behind it
             segment = Segment(segment.text)
@@ -132,13 +133,13 @@ class AnswerStream:
         if self._reader is not None:
             return self._read(self._reader, segment)
         if mark == THOUGHT_BEGIN:
-            self._is_thought = True
+            self.is_thought = True
             return self._end_text()
         return self._write(segment.text)
 
     def _think(self, segment: Segment) -> list[AnswerPiece]:
         if segment == control(THOUGHT_END):
-            self._is_thought = False
+            self.is_thought = False
             self._begin_turn()
             self._skips_space = True
             return []
