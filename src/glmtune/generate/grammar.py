@@ -42,10 +42,14 @@ class Vocabulary:
             self._thought = rf"(/\n?/ <[{begin}]> /(.|\n)*/ <[{end}]>)? "
         names = {*chat_format.control_tokens, *chat_format.stop_tokens}
         controls = {tokenizer.control_id(name): name for name in names} | dict.fromkeys(stop_ids, "stop")
-        # by token_bytes: what a piece spells alone differs from its part of a text, and half characters count
+        # sentencepiece's mark of a space, which BPE vocabularies spell as it stands
+        is_marked = "\u2581" not in tokenizer.decode(tokenizer.encode_plain("x\u2581x"))
+        space = "\u2581".encode() if is_marked else b" "
         self.tokens = [
             # llguidance's mark of a token that is no text
-            b"\xff" + f"[{index}]".encode() if index in controls else tokenizer.token_bytes(index)
+            b"\xff" + f"[{index}]".encode()
+            if index in controls
+            else tokenizer.token_bytes(index).replace(space, b" ")
             for index in range(max(len(tokenizer), *(index + 1 for index in controls)))
         ]
         self.special_token_ids = sorted(controls)
@@ -54,7 +58,11 @@ class Vocabulary:
 
     def __call__(self, text: str | bytes) -> list[int]:
         """Return the ids of a text, as llguidance asks for them."""
-        return self._encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        written = text if isinstance(text, bytes) else text.encode()
+        # behind a line break: sentencepiece puts a space in front of a text
+        ids = self._encode("\n" + written.decode("utf-8", "replace"))
+        starts = (i for i in range(len(ids)) if b"".join(self.tokens[each] for each in ids[i:]) == written)
+        return ids[next(starts, 0) :]
 
     def grammar(self, schema: Mapping[str, Any]) -> "Grammar":
         """Return a grammar for one answer. Raises `ConfigError` for a schema that cannot be followed."""
@@ -89,4 +97,5 @@ class Grammar:
 
     def take(self, token: int) -> None:
         """Go on behind a token that was drawn."""
-        self._matcher.consume_token(token)
+        if not self._matcher.consume_token(token):
+            raise AssertionError(f"a token outside the mask: {self._matcher.get_error()}")

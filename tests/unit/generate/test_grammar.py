@@ -79,7 +79,7 @@ def test_any_scores_write_an_answer_that_the_schema_allows(template: str, tmp_pa
     tokenizer = tiny_tokenizer(tmp_path, template)
     vocabulary = Vocabulary(tokenizer, {*tokenizer.stop_ids, tokenizer.end_id})
 
-    @settings(max_examples=examples(25))
+    @settings(max_examples=examples(15))
     @given(schemas, st.integers(0, 2**20))
     def check(schema: Any, seed: int) -> None:
         answer = written(tokenizer, vocabulary, schema, seed)
