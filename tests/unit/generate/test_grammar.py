@@ -23,7 +23,7 @@ names = st.sampled_from(["city", "天气", "a b", 'q"', "n"])
 leaves = st.sampled_from(
     [
         {"type": "integer", "minimum": 3, "maximum": 12},
-        {"type": "number"},
+        {"type": "number", "minimum": -5, "maximum": 5},
         {"type": "boolean"},
         {"type": "null"},
         {"type": "string", "maxLength": 5},
