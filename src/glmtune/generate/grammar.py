@@ -52,6 +52,7 @@ class Vocabulary:
             else tokenizer.token_bytes(index).replace(space, b" ")
             for index in range(max(len(tokenizer), *(index + 1 for index in controls)))
         ]
+        self._bytes = {token: index for index, token in enumerate(self.tokens)}
         self.special_token_ids = sorted(controls)
         wrapped = guidance.TokenizerWrapper(self)
         self._tokenizer = guidance.LLTokenizer(wrapped, n_vocab=len(self.tokens), eos_token=sorted(stop_ids))
@@ -62,7 +63,9 @@ class Vocabulary:
         # behind a line break: sentencepiece puts a space in front of a text
         ids = self._encode("\n" + written.decode("utf-8", "replace"))
         starts = (i for i in range(len(ids)) if b"".join(self.tokens[each] for each in ids[i:]) == written)
-        return ids[next(starts, 0) :]
+        start = next(starts, None)
+        # a text that begins in a token of the line break goes byte by byte
+        return [self._bytes[bytes([each])] for each in written] if start is None else ids[start:]
 
     def grammar(self, schema: Mapping[str, Any]) -> "Grammar":
         """Return a grammar for one answer. Raises `ConfigError` for a schema that cannot be followed."""
