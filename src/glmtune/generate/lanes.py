@@ -49,7 +49,8 @@ class Lanes:
                 f"max_held_tokens: {left} for {len(lengths) + 1} lanes",
                 hint=f"max_held_tokens={4096 * max_rows}",
             )
-        on_cpu = (model.model if isinstance(model, AdapterSet) else model).device.type == "cpu"
+        base = model.model if isinstance(model, AdapterSet) else model
+        on_cpu = base.get_input_embeddings().weight.device.type == "cpu"
         # one counter for all: a number names its request whatever lane it is in
         numbers = count()
         self._engines: list[Engine] = []
