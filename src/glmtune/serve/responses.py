@@ -184,7 +184,7 @@ class _ItemEvents(BlockEvents):
             empty = CallPiece(piece.index, piece.id, piece.name, "")
             return [self._added(index, empty)]
         # clients add the deltas to what they are told at the begin: a text there would come twice
-        start = type(piece)("")
+        start = ThoughtPiece("") if isinstance(piece, ThoughtPiece) else TextPiece("")
         place = self._place(index, start)
         return [
             self._added(index, start),
@@ -215,6 +215,7 @@ class _ItemEvents(BlockEvents):
         if isinstance(block, CallPiece):
             whole = {"name": block.name, "arguments": block.arguments}
             return [{"type": "response.function_call_arguments.done", **place, **whole}, done]
+        assert isinstance(block, ThoughtPiece | TextPiece)
         more: Event = {} if isinstance(block, ThoughtPiece) else {"logprobs": []}
         kind = "reasoning_text" if isinstance(block, ThoughtPiece) else "output_text"
         return [
