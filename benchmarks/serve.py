@@ -12,6 +12,7 @@ decoding benchmark in W8A8, the same requests at once and one at a time, in turn
 import argparse
 import json
 import multiprocessing
+import os
 import socket
 import subprocess
 import sys
@@ -219,6 +220,36 @@ def run_tiny(options: argparse.Namespace) -> dict[str, Any]:
         return {**found, "memory_mib": [before, memory_mib(server)]}
 
 
+def products_alone(clients: int, threads: int) -> float:
+    """How many times as fast the matrix products of all requests at once are: what the server cannot pass.
+
+    On AVX2 a row of a prompt costs what a row of a batch does, and only reading the weights is shared.
+    """
+    import torch
+
+    from benchmarks.models import build_model
+    from glmtune.generate import choose_compute
+    from glmtune.generate.fast import FastLinear
+
+    torch.set_num_threads(threads)
+    model = choose_compute(build_model("170m", torch.float32), "fast")
+    head = model.get_output_embeddings()
+    layers = [part for part in model.modules() if isinstance(part, FastLinear) and part is not head]
+
+    def seconds(rows: int, read: int) -> float:
+        """Of one pass, of which the output layer reads the last row of each request."""
+        inputs = [(layer, torch.randn(rows, layer.in_features)) for layer in layers]
+        inputs.append((head, torch.randn(read, head.in_features)))
+        with torch.inference_mode():
+            return min(
+                measure.seconds_of(lambda: [layer.multiply(x) for layer, x in inputs]) for _ in range(3)
+            )
+
+    alone = seconds(PROMPT_TOKENS, 1) + NEW_TOKENS * seconds(1, 1)
+    together = seconds(clients * PROMPT_TOKENS, clients) + NEW_TOKENS * seconds(clients, clients)
+    return clients * alone / together
+
+
 def run_speed(options: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """Rounds of many at once, one at a time, and the peer."""
     port, peer_port = free_port(), free_port()
@@ -266,8 +297,12 @@ def main(words: Sequence[str] | None = None) -> Record:
     parser.add_argument("--case", choices=("tiny", "speed"), default="tiny")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--clients", type=int, help="64 for tiny, 16 for speed")
-    parser.add_argument("--llama-server", type=Path, help="llama.cpp's own server, as a peer")
+    parser.add_argument(
+        "--llama-server", type=Path, help="llama.cpp's own server, as a peer; else of LLAMA_SERVER"
+    )
     options = measure.parse(parser, words)
+    if os.environ.get("LLAMA_SERVER"):
+        options.llama_server = options.llama_server or Path(os.environ["LLAMA_SERVER"])
     options.clients = options.clients or (64 if options.case == "tiny" else 16)
     record = measure.begin(f"serve {options.case}", "tokens/s", options)
     record |= {"clients": options.clients, "seconds": options.seconds}
@@ -276,6 +311,7 @@ def main(words: Sequence[str] | None = None) -> Record:
         record["lost, mixed or cut"] = len(found["streams"][0]["wrong"])
         record["memory_mib"] = found["streams"][0]["memory_mib"]
     else:
+        record["products alone"] = round(products_alone(options.clients, options.threads), 2)
         found = run_speed(options)
     record["sides"] = {name: [one["tokens_per_s"] for one in rounds] for name, rounds in found.items()}
     for figure in ("answers", "p50_first_s", "p95_first_s"):

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from fuzz import examples
 from glmtune.conversation import answer_text
 from glmtune.load import load_tokenizer
+from glmtune.serve.blocks import merged
 from glmtune.templates import TEMPLATES, Call, Message, Segment, render
 from glmtune.templates.answer_stream import (
     AnswerPiece,
     AnswerStream,
+    ArgumentsPiece,
     CallPiece,
     TextPiece,
     ThoughtPiece,
@@ -62,7 +64,7 @@ def tools_of(calls: Sequence[Call]) -> list[dict[str, Any]]:
 
 def read(pieces: Sequence[AnswerPiece]) -> Read:
     """Thought, text and calls of an answer."""
-    calls = [piece for piece in pieces if isinstance(piece, CallPiece)]
+    calls = [piece for piece in merged(pieces) if isinstance(piece, CallPiece)]
     assert [call.index for call in calls] == list(range(len(calls)))
     assert len({call.id for call in calls}) == len(calls)
     return (
@@ -162,28 +164,36 @@ def expected(template: str, message: Message) -> Read:
     return thought, text.strip() if TEMPLATES[template].thought_end else text, list(message.calls)
 
 
+@pytest.mark.parametrize("streams_calls", [False, True])
 @pytest.mark.parametrize("template", WITH_CALLS)
-def test_an_answer_is_read_as_it_was_written_wherever_its_text_is_cut(template: str) -> None:
+def test_an_answer_is_read_as_it_was_written_wherever_its_text_is_cut(
+    template: str, streams_calls: bool
+) -> None:
     @settings(max_examples=examples(120))
     @given(answers(template), st.integers(0, 99))
     def check(message: Message, seed: int) -> None:
         for parts in some_cuts(answer_of(template, message), seed):
-            stream = AnswerStream(TEMPLATES[template], tools_of(message.calls))
+            stream = AnswerStream(TEMPLATES[template], tools_of(message.calls), streams_calls=streams_calls)
             assert read_parts(stream, parts) == expected(template, message)
+            assert stream.num_calls == len(message.calls)
+            assert not stream.is_broken
 
     check()
 
 
+@pytest.mark.parametrize("streams_calls", [False, True])
 @pytest.mark.parametrize("is_spelled", [False, True])
 @pytest.mark.parametrize("template", WITH_CALLS)
-def test_no_position_of_a_cut_loses_a_call(template: str, is_spelled: bool) -> None:
+def test_no_position_of_a_cut_loses_a_call(template: str, is_spelled: bool, streams_calls: bool) -> None:
     calls = (Call("now", {}), Call("weather", {"city": "北京<", "days": [2]}), Call("now", {}))
     message = Message("assistant", "好 <t", calls=calls, thought="想" if template in THINKING else "")
     segments = answer_of(template, message)
     if is_spelled:
         segments = [Segment("".join(segment.text for segment in segments))]
     for parts in all_cuts(segments):
-        stream = AnswerStream(TEMPLATES[template], tools_of(calls), is_spelled=is_spelled)
+        stream = AnswerStream(
+            TEMPLATES[template], tools_of(calls), is_spelled=is_spelled, streams_calls=streams_calls
+        )
         assert read_parts(stream, parts) == expected(template, message)
 
 
@@ -285,6 +295,55 @@ def test_an_answer_that_breaks_off_loses_at_most_its_open_call(template: str) ->
         assert not calls or text.startswith("好")
         if "北" in whole and len(calls) < 2:
             assert "北" in text
+
+
+@pytest.mark.parametrize("template", WITH_CALLS)
+def test_arguments_are_given_as_they_come(template: str) -> None:
+    call = Call("weather", {"city": "北京 and a long way behind it", "days": 12, "place": {"is": [1, 2]}})
+    message = Message("assistant", "", calls=(call,), thought="")
+    segments = answer_of(template, message)
+    stream = AnswerStream(TEMPLATES[template], tools_of([call]), is_spelled=True, streams_calls=True)
+    pieces = [
+        piece for letter in "".join(segment.text for segment in segments) for piece in stream.add(letter)
+    ]
+    begun = [piece for piece in pieces if isinstance(piece, CallPiece | ArgumentsPiece)]
+    # by letters, by arguments, or whole where the format writes code
+    least = {"LineCall": 20, "TagCall": 3}[TEMPLATES[template].calls.__name__]  # type: ignore[union-attr]
+    assert len(begun) >= (0 if template == "chatglm3" else least)
+    assert read([*pieces, *stream.finish()])[2] == [call]
+
+
+@pytest.mark.parametrize(
+    ("template", "answer"),
+    [
+        ("glm4", 'weather\n{"city": "x" no'),
+        ("glm4", 'weather\n{"city": "x'),
+        ("glm4", 'weather\n{"city": "x", "city": "y"}'),
+        ("glm4", 'weather\n{"city": "x"} and more'),
+        ("glm45", "<tool_call>weather\n<arg_key>city</arg_key><arg_value>x</arg_value>no</tool_call>"),
+        ("glm45", "<tool_call>weather\n<arg_key>city</arg_key><arg_value>x</arg_value>"),
+        (
+            "glm45",
+            "<tool_call>weather\n<arg_key>city</arg_key><arg_value>x</arg_value>"
+            "<arg_key>city</arg_key><arg_value>y</arg_value></tool_call>",
+        ),
+    ],
+)
+def test_a_call_that_breaks_behind_its_first_argument_is_told_as_broken(template: str, answer: str) -> None:
+    stream = AnswerStream(TEMPLATES[template], [WEATHER], is_spelled=True, streams_calls=True)
+    pieces = [piece for letter in answer for piece in stream.add(letter)]
+    pieces += stream.finish()
+    (call,) = [piece for piece in merged(pieces) if isinstance(piece, CallPiece)]
+    assert call.arguments.startswith('{"city": "x')
+    assert (stream.num_calls, stream.is_broken) == (0, True)
+
+
+@pytest.mark.parametrize("answer", ["weather\n{", "weather\n{ no", "weather\n{}x", 'weather\n{"a": NaN'])
+def test_a_call_that_breaks_before_is_text(answer: str) -> None:
+    stream = AnswerStream(TEMPLATES["glm4"], [WEATHER], streams_calls=True)
+    pieces = [piece for letter in answer for piece in stream.add(letter)]
+    assert read([*pieces, *stream.finish()]) == ("", answer, [])
+    assert not stream.is_broken
 
 
 def test_only_a_tool_that_was_offered_is_called() -> None:

@@ -142,7 +142,7 @@ class Engine:
         request = self.check(request)
         self.tell_length([len(request.prompt)])
         self.runner.count_positions(request.prompt)  # raises now what would break the prefill of others
-        draw = Draw(request.sampling, request.prompt, device=self.runner.device)
+        draw = Draw(request.sampling, request.prompt, device=self.runner.device, limit=request.limit)
         number = next(self._numbers)
         self._line.waiting.append(Answer(number, request, draw, self.count_tokens(request)))
         return number
@@ -194,13 +194,17 @@ class Engine:
     def step(self) -> list[Token]:
         """Decode one token for each row of the batch, prefill joining requests; return their new tokens.
 
+        Of many that join, those of one packed prefill do so in each step.
+
         Raises `AnswerError` if the model's logits are not finite: the requests it names are gone, and the
         next step returns the other rows' tokens.
         """
         # `_drawn` is not empty if the step before broke off behind this line: its rows have their token
         if self._batch and not self._drawn:
             self._decode()
-        while joining := self._line.first(self._batch):
+        # one prefill a step: the first of many that wait have their tokens before the last are read, and the
+        # rows of the batch do not wait for all of them
+        if joining := self._line.first(self._batch):
             self._join(joining)
         # backwards: the last row moves to the place of one that leaves, and has been looked at by then
         for row in reversed(range(len(self._batch))):
@@ -294,7 +298,7 @@ class Engine:
         """Prefill waiting requests and draw their first tokens; until then they stay in line."""
         first = len(self._batch)
         try:
-            logits, following = self._read([answer.request for answer in joining])
+            logits, following, cached = self._read([answer.request for answer in joining])
             drawn = draw_tokens(logits, [answer.draw for answer in joining])
         except BaseException as error:
             self.rows.keep_first(first)
@@ -302,8 +306,8 @@ class Engine:
             raise
         self._positions = torch.cat((self._positions, following)) if self._batch else following
         self._batch += joining
-        for answer in joining:
-            answer.mark = self.reuse.mark
+        for answer, num_cached in zip(joining, cached, strict=True):
+            answer.mark, answer.num_cached = self.reuse.mark, num_cached
             self._line.waiting.popleft()
         self._take(joining, drawn, logits)
 
@@ -313,9 +317,11 @@ class Engine:
         for row, (answer, token) in enumerate(zip(answers, drawn, strict=True)):
             if token != NOTHING:
                 answer.ids.append(token)
+                if answer.draw.limit:
+                    answer.draw.limit.take(token)
                 count = answer.request.num_likeliest
                 likely = None if count is None else find_likely(logits[row], token, count)
-                self._drawn.append(Token(answer.number, token, answer.is_ended, likely))
+                self._drawn.append(Token(answer.number, token, answer.is_ended, likely, answer.num_cached))
                 self.tell_length([len(answer.request.prompt) + len(answer.ids)])
         if not spoiled:
             return
@@ -329,8 +335,11 @@ class Engine:
             hint="look for NaN in the weights; fp16 overflows where bf16 and fp32 do not",
         )
 
-    def _read(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
-        """Prefill prompts into new rows: logits (B, V) after each, positions (B, ..., 1) of what follows."""
+    def _read(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor, list[int]]:
+        """Prefill prompts into new rows: logits (B, V) after each, positions (B, ..., 1) of what follows.
+
+        Of each prompt also the number of ids that were known already.
+        """
         self.reuse.check(self.runner.model)
         first = len(self._batch)
         self.rows.add(len(requests))
@@ -342,7 +351,7 @@ class Engine:
                 batch_logits, batch_following = self.runner.prefill(self.rows, batch)
             logits.append(batch_logits)
             following.append(batch_following)
-        return torch.cat(logits), torch.cat(following)
+        return torch.cat(logits), torch.cat(following), [prompt.cached for prompt in prompts]
 
     def _begin(self, row: int, request: Request) -> PrefillPrompt:
         """Copy into a row the keys and values that are known of its prompt: a kept text, or the prefix."""

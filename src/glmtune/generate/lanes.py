@@ -10,12 +10,18 @@ from itertools import count
 from typing import Any
 
 from glmtune.errors import ConfigError
+from glmtune.generate.adapter_set import AdapterSet
 from glmtune.generate.engine import Engine
-from glmtune.generate.queue import MAX_ROWS, default_max_held_tokens
+from glmtune.generate.queue import MAX_PREFILL_TOKENS, MAX_ROWS, default_max_held_tokens
 from glmtune.generate.requests import Request, Token
 
 LANES = (1024, 8192)
 """Longest requests, prefix, prompt and answer together, of all lanes but the last, in tokens."""
+
+CPU_PREFILL_TOKENS = 256
+"""Prompt tokens of one step on a CPU, where more of them gain nothing, and the others' tokens wait meanwhile:
+1,024 tokens of the 170 M in W8A8 take 2.05 s of a core by 256, 2.12 at once, 2.36 by 64 (AMD EPYC, AVX2).
+"""
 
 
 class Lanes:
@@ -43,6 +49,8 @@ class Lanes:
                 f"max_held_tokens: {left} for {len(lengths) + 1} lanes",
                 hint=f"max_held_tokens={4096 * max_rows}",
             )
+        base = model.model if isinstance(model, AdapterSet) else model
+        on_cpu = base.get_input_embeddings().weight.device.type == "cpu"
         # one counter for all: a number names its request whatever lane it is in
         numbers = count()
         self._engines: list[Engine] = []
@@ -56,6 +64,7 @@ class Lanes:
             engine = Engine(
                 model,
                 max_rows=max_rows,
+                max_prefill_tokens=CPU_PREFILL_TOKENS if on_cpu else MAX_PREFILL_TOKENS,
                 max_held_tokens=share,
                 reused_tokens=reused_tokens,
                 numbers=numbers,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from operator import index
 
 from glmtune.errors import ConfigError, DataError
-from glmtune.generate.sampling import Draw, Likely, Sampling
+from glmtune.generate.sampling import Draw, Likely, Limit, Sampling
 from glmtune.values import shown
 
 
@@ -22,6 +22,8 @@ class Request:
     """Name of an adapter of the engine's `Adapters`; None: the base alone, or the engine's only model."""
     num_likeliest: int | None = None
     """Likeliest tokens to tell beside each drawn one, with log-probabilities; None: no probabilities."""
+    limit: Limit | None = None
+    """The tokens that the answer is limited to, such as a `Grammar` of its own; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,8 @@ class Token:
     is_last: bool
     likely: Likely | None = None
     """Log-probabilities, if its request asked for them."""
+    num_cached: int = 0
+    """Tokens of its prompt whose keys and values were kept from before."""
 
 
 @dataclass(slots=True)
@@ -46,6 +50,8 @@ class Answer:
     num_tokens: int
     """Columns of the KV cache that its row may come to need: prefix, prompt and the longest answer."""
     ids: list[int] = field(default_factory=list)
+    num_cached: int = 0
+    """As of `Token`."""
     mark: object = None
     """`mark_model` of the model when the prompt was read, for `Reuse.keep`."""
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from math import isfinite
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -130,12 +130,30 @@ class Likely:
     likeliest: tuple[tuple[int, float], ...]
 
 
+class Limit(Protocol):
+    """The tokens that an answer is limited to, as a `Grammar` names them."""
+
+    def mask(self, size: int) -> Tensor:
+        """Return the tokens that may come next, True = may, (V,); `size`: V."""
+
+    def take(self, token: int) -> None:
+        """Go on behind a token that was drawn."""
+
+
 class Draw:
     """The sampling state of one answer: settings, random generator, and tokens seen so far."""
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int], *, device: torch.device) -> None:
-        """`prompt`: ids that the repetition penalty counts as seen."""
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int],
+        *,
+        device: torch.device,
+        limit: Limit | None = None,
+    ) -> None:
+        """`prompt`: ids that the repetition penalty counts as seen; `limit`: moved on by the caller."""
         self.sampling = sampling
+        self.limit = limit
         self.prompt = prompt
         self.generator: torch.Generator | None = None
         if sampling.seed is not None and not sampling.is_greedy:
@@ -160,6 +178,10 @@ def draw_tokens(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
 
     If it raises, no random number is used up: the step can be repeated.
     """
+    limits = [(row, draw.limit) for row, draw in enumerate(draws) if draw.limit]
+    logits = logits.clone() if limits else logits
+    for row, limit in limits:
+        logits[row].masked_fill_(~limit.mask(logits.shape[1]).to(logits.device), -torch.inf)
     if all(draw.sampling.is_greedy and not draw.is_penalised for draw in draws):
         return _draw_likeliest(logits)
     # rows with equal settings are scored together: one softmax for all of them

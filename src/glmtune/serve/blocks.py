@@ -5,17 +5,19 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from glmtune.templates.answer_stream import AnswerPiece, CallPiece
+from glmtune.templates.answer_stream import AnswerPiece, ArgumentsPiece, CallPiece
 
 Event = dict[str, Any]
 
 
 def merged(pieces: Iterable[AnswerPiece]) -> list[AnswerPiece]:
-    """Return the pieces of an answer with those that go on with a thought or a text joined to it."""
+    """Return the pieces of an answer with those that go on with a thought, a text or a call joined to it."""
     blocks: list[AnswerPiece] = []
     for piece in pieces:
         last = blocks[-1] if blocks else None
-        if last is None or isinstance(last, CallPiece) or not isinstance(piece, type(last)):
+        if isinstance(last, CallPiece) and isinstance(piece, ArgumentsPiece):
+            blocks[-1] = replace(last, arguments=last.arguments + piece.text)
+        elif last is None or isinstance(last, CallPiece) or not isinstance(piece, type(last)):
             blocks.append(piece)
         else:
             blocks[-1] = replace(last, text=last.text + piece.text)

@@ -14,7 +14,13 @@ from glmtune.serve.errors import ApiError
 from glmtune.serve.schema import ChatRequest
 from glmtune.serve.service import GrowingReply, Question
 from glmtune.templates import OPTIONS
-from glmtune.templates.answer_stream import AnswerPiece, CallPiece, TextPiece, ThoughtPiece
+from glmtune.templates.answer_stream import (
+    AnswerPiece,
+    ArgumentsPiece,
+    CallPiece,
+    TextPiece,
+    ThoughtPiece,
+)
 from glmtune.tokenizers.protocol import Tokenizer
 
 
@@ -25,6 +31,11 @@ def chat_question(request: ChatRequest) -> Question:
     if request.max_tokens is not None and request.max_completion_tokens not in (None, request.max_tokens):
         raise ApiError(
             400, "max_tokens: differs from max_completion_tokens, its later name", param="max_tokens"
+        )
+    has_form = request.response_format is not None and request.response_format.schema_ is not None
+    if has_form and request.tools and request.tool_choice != "none":
+        raise ApiError(
+            400, "response_format: an answer in a form cannot call tools here", param="response_format"
         )
     unknown = sorted(set(request.chat_template_kwargs or {}) - set(OPTIONS))
     if unknown:
@@ -39,6 +50,8 @@ def chat_question(request: ChatRequest) -> Question:
         messages=[message.model_dump(exclude_unset=True) for message in request.messages],
         tools=() if request.tool_choice == "none" else request.tools or (),
         is_one_call=request.parallel_tool_calls is False,
+        streams_calls=bool(request.stream),
+        schema=request.response_format.schema_ if request.response_format else None,
         options=request.chat_template_kwargs or {},
         sampling=request.sampling,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
@@ -141,6 +154,8 @@ def _delta(piece: AnswerPiece) -> dict[str, Any]:
         return {"reasoning_content": piece.text}
     if isinstance(piece, TextPiece):
         return {"content": piece.text}
+    if isinstance(piece, ArgumentsPiece):
+        return {"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]}
     return {"tool_calls": [{"index": piece.index, **_call(piece)}]}
 
 
@@ -152,7 +167,13 @@ def _call(piece: CallPiece) -> dict[str, Any]:
 def usage(reply: GrowingReply) -> dict[str, Any]:
     """Return the numbers of tokens read and written so far."""
     read, written = reply.num_prompt_tokens, reply.num_tokens
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "total_tokens": read + written,
+        "prompt_tokens_details": {"cached_tokens": reply.num_cached},
+        "completion_tokens_details": {"reasoning_tokens": reply.num_thought_tokens},
+    }
 
 
 def token_logprob(tokenizer: Tokenizer, token: int, likely: Likely) -> dict[str, Any]:

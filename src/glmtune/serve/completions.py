@@ -90,7 +90,11 @@ def _text(written: AddedText) -> str:
 
 def _total(replies: Sequence[GrowingReply]) -> dict[str, Any]:
     counts = list(map(usage, replies))
-    return {name: sum(count[name] for count in counts) for name in counts[0]}
+    # a text that is gone on with has no thought to count
+    cached = sum(count["prompt_tokens_details"]["cached_tokens"] for count in counts)
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    sums = {name: sum(count[name] for count in counts) for name in names}
+    return {**sums, "prompt_tokens_details": {"cached_tokens": cached}}
 
 
 class _LoggedTokens:

@@ -5,6 +5,7 @@ Source: https://docs.anthropic.com/en/api/messages, .../messages-streaming, .../
 
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
@@ -20,7 +21,13 @@ from glmtune.serve.messages_schema import (
     UserMessage,
 )
 from glmtune.serve.service import GrowingReply, Question
-from glmtune.templates.answer_stream import AnswerPiece, TextPiece, ThoughtPiece
+from glmtune.templates.answer_stream import (
+    AnswerPiece,
+    ArgumentsPiece,
+    CallPiece,
+    TextPiece,
+    ThoughtPiece,
+)
 
 REASONS: Mapping[str, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 """The reasons of an answer's end, by our names."""
@@ -47,6 +54,7 @@ def messages_question(request: CountRequest) -> Question:
             "sampling": {name: value for name in names if (value := getattr(request, name)) is not None},
             "max_new_tokens": request.max_tokens,
             "stops": request.stop_sequences or (),
+            "streams_calls": bool(request.stream),
         }
     return Question(
         model=request.model,
@@ -124,7 +132,13 @@ def _head(reply: GrowingReply) -> dict[str, Any]:
 
 
 def _usage(reply: GrowingReply) -> dict[str, int]:
-    return {"input_tokens": reply.num_prompt_tokens, "output_tokens": reply.num_tokens}
+    # Anthropic counts what was kept from before apart from the tokens that are read anew
+    return {
+        "input_tokens": reply.num_prompt_tokens - reply.num_cached,
+        "cache_read_input_tokens": reply.num_cached,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": reply.num_tokens,
+    }
 
 
 def _end(reason: str | None, stop: str | None) -> dict[str, Any]:
@@ -140,6 +154,7 @@ def _block(piece: AnswerPiece) -> dict[str, Any]:
         return {"type": "thinking", "thinking": piece.text, "signature": ""}
     if isinstance(piece, TextPiece):
         return {"type": "text", "text": piece.text}
+    assert isinstance(piece, CallPiece)  # its arguments' pieces are joined to it
     # an object here, where OpenAI has its JSON as a text
     arguments = json.loads(piece.arguments)
     return {"type": "tool_use", "id": piece.id, "name": piece.name, "input": arguments}
@@ -160,6 +175,8 @@ class _MessageEvents(BlockEvents):
 
     def begin(self, index: int, piece: AnswerPiece) -> list[Event]:
         empty = {"thinking": "", "text": "", "input": {}}
+        if isinstance(piece, CallPiece):  # of a call that goes on, its arguments are no JSON yet
+            piece = replace(piece, arguments="{}")
         block = {key: empty.get(key, value) for key, value in _block(piece).items()}
         # the kind of a block stands under a key that is also the name of its content
         return [{"type": "content_block_start", "index": index, "content_block": block}]
@@ -170,7 +187,8 @@ class _MessageEvents(BlockEvents):
         elif isinstance(piece, TextPiece):
             delta = {"type": "text_delta", "text": piece.text}
         else:
-            delta = {"type": "input_json_delta", "partial_json": piece.arguments}
+            text = piece.text if isinstance(piece, ArgumentsPiece) else piece.arguments
+            delta = {"type": "input_json_delta", "partial_json": text}
         return [{"type": "content_block_delta", "index": index, "delta": delta}]
 
     def end(self, index: int, _block: AnswerPiece) -> list[Event]:

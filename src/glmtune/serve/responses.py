@@ -21,7 +21,13 @@ from glmtune.serve.responses_schema import (
     TurnItem,
 )
 from glmtune.serve.service import GrowingReply, Question
-from glmtune.templates.answer_stream import AnswerPiece, CallPiece, TextPiece, ThoughtPiece
+from glmtune.templates.answer_stream import (
+    AnswerPiece,
+    ArgumentsPiece,
+    CallPiece,
+    TextPiece,
+    ThoughtPiece,
+)
 
 
 def response_question(request: ResponsesRequest) -> Question:
@@ -39,6 +45,7 @@ def response_question(request: ResponsesRequest) -> Question:
             for tool in (() if request.tool_choice == "none" else request.tools or ())
         ],
         is_one_call=request.parallel_tool_calls is False,
+        streams_calls=bool(request.stream),
         options={} if has_thought else {"enable_thinking": False},
         sampling={name: value for name in names if (value := getattr(request, name)) is not None},
         max_new_tokens=request.max_output_tokens,
@@ -125,9 +132,9 @@ class _ResponseWriter:
         read, written = self._reply.num_prompt_tokens, self._reply.num_tokens
         return {
             "input_tokens": read,
-            "input_tokens_details": {"cached_tokens": 0},  # clients want both, and neither is counted
+            "input_tokens_details": {"cached_tokens": self._reply.num_cached},
             "output_tokens": written,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": self._reply.num_thought_tokens},
             "total_tokens": read + written,
         }
 
@@ -140,6 +147,7 @@ def _item(piece: AnswerPiece, name: str, status: str = "completed") -> Event:
     if isinstance(piece, CallPiece):
         call = {"call_id": piece.id, "name": piece.name, "arguments": piece.arguments}
         return {"id": f"fc_{name}", "type": "function_call", **call, "status": status}
+    assert isinstance(piece, TextPiece)  # a call's further arguments are joined to it
     content = [_part(piece)] if piece.text else []
     message = {"role": "assistant", "content": content, "status": status}
     return {"id": f"msg_{name}", "type": "message", **message}
@@ -176,7 +184,7 @@ class _ItemEvents(BlockEvents):
             empty = CallPiece(piece.index, piece.id, piece.name, "")
             return [self._added(index, empty)]
         # clients add the deltas to what they are told at the begin: a text there would come twice
-        start = type(piece)("")
+        start = ThoughtPiece("") if isinstance(piece, ThoughtPiece) else TextPiece("")
         place = self._place(index, start)
         return [
             self._added(index, start),
@@ -192,12 +200,13 @@ class _ItemEvents(BlockEvents):
         return place if isinstance(piece, CallPiece) else {**place, "content_index": 0}
 
     def go_on(self, index: int, piece: AnswerPiece) -> list[Event]:
-        place = self._place(index, piece)
+        place = self._place(index, self.blocks[index])
         if isinstance(piece, ThoughtPiece):
             return [{"type": "response.reasoning_text.delta", **place, "delta": piece.text}]
         if isinstance(piece, TextPiece):
             return [{"type": "response.output_text.delta", **place, "delta": piece.text, "logprobs": []}]
-        return [{"type": "response.function_call_arguments.delta", **place, "delta": piece.arguments}]
+        text = piece.text if isinstance(piece, ArgumentsPiece) else piece.arguments
+        return [{"type": "response.function_call_arguments.delta", **place, "delta": text}]
 
     def end(self, index: int, block: AnswerPiece) -> list[Event]:
         place, item = self._place(index, block), _item(block, self._name)
@@ -206,6 +215,7 @@ class _ItemEvents(BlockEvents):
         if isinstance(block, CallPiece):
             whole = {"name": block.name, "arguments": block.arguments}
             return [{"type": "response.function_call_arguments.done", **place, **whole}, done]
+        assert isinstance(block, ThoughtPiece | TextPiece)
         more: Event = {} if isinstance(block, ThoughtPiece) else {"logprobs": []}
         kind = "reasoning_text" if isinstance(block, ThoughtPiece) else "output_text"
         return [

@@ -4,7 +4,7 @@ Source: https://platform.openai.com/docs/api-reference/chat/create, .../completi
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
@@ -34,11 +34,46 @@ class StreamOptions(RequestPart):
     """Has no effect: pieces are never padded."""
 
 
-class ResponseFormat(RequestPart):
-    """The form of an answer."""
+class JsonSchema(RequestPart):
+    """A schema for the answer."""
+
+    name: str
+    description: str | None = None
+    # the key is taken at the class by pydantic
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+    """Has no effect: a schema is always followed."""
+
+
+class TextFormat(RequestPart):
+    """An answer without a form."""
 
     type: Literal["text"]
-    """Only text: no schema is enforced here."""
+
+    schema_: ClassVar[None] = None
+
+
+class ObjectFormat(RequestPart):
+    """An answer that is a JSON object."""
+
+    type: Literal["json_object"]
+
+    schema_: ClassVar[Mapping[str, Any]] = {"type": "object"}
+
+
+class SchemaFormat(RequestPart):
+    """An answer that is JSON by a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    @property
+    def schema_(self) -> Mapping[str, Any]:
+        """The schema."""
+        return self.json_schema.schema_ or {}
+
+
+ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
 class ChatMessage(BaseModel):

@@ -4,7 +4,7 @@ An interface reads its requests into a `Question`, and writes what the `GrowingR
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 from glmtune.conversation import encode_messages
 from glmtune.errors import ConfigError
+from glmtune.generate.grammar import Grammar, Vocabulary
 from glmtune.generate.requests import Request
 from glmtune.generate.sampling import Sampling, read_sampling, usual_sampling
 from glmtune.log import tell
@@ -55,6 +56,10 @@ class Question:
     tools: Sequence[Mapping[str, Any]] = ()
     is_one_call: bool = False
     """True: the answer ends with its first tool call."""
+    streams_calls: bool = False
+    """True: the arguments of a call are given as they come."""
+    schema: Mapping[str, Any] | None = None
+    """The JSON schema that the answer follows."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the chat format, such as enable_thinking."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -104,6 +109,19 @@ class GrowingReply:
         """Tokens of all answers so far, the ones that ended them included."""
         return sum(answer.num_tokens for answer in self.answers)
 
+    @property
+    def num_thought_tokens(self) -> int:
+        """Those of the thoughts among them."""
+        return sum(answer.num_thought_tokens for answer in self.answers)
+
+    @property
+    def num_cached(self) -> int:
+        """Tokens of the prompt that were kept from before, and not read again; known from the first token on.
+
+        Of several answers, those of the first.
+        """
+        return self.answers[0].num_cached
+
     async def __aiter__(self) -> AsyncIterator[AddedText]:
         """Yield what each token adds. Raises `ApiError` if an answer is broken off."""
         try:
@@ -150,6 +168,7 @@ class Service:
         self.models = {model.name: model for model in models}
         self.limits = limits
         # one thread: a long conversation is encoded beside the event loop, and no two at once
+        self._vocabularies: dict[str, Vocabulary] = {}  # by the model's name, used in that thread alone
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def model(self, name: str) -> ServedModel:
@@ -184,8 +203,12 @@ class Service:
             sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + i)
             for i in range(question.num_answers)
         ]
+        limits = await self._limits(model, question, stop_ids)
         stream = self.worker.submit(
-            [Request(ids, draw, stop_ids, model.adapter, question.num_likeliest) for draw in draws]
+            [
+                Request(ids, draw, stop_ids, model.adapter, question.num_likeliest, limit)
+                for draw, limit in zip(draws, limits, strict=True)
+            ]
         )
         try:
             await stream.accepted
@@ -199,7 +222,9 @@ class Service:
                 index,
                 model.tokenizer,
                 # a text that is only gone on with has neither thoughts nor calls
-                AnswerStream(model.tokenizer.chat_format, question.tools)
+                AnswerStream(
+                    model.tokenizer.chat_format, question.tools, streams_calls=question.streams_calls
+                )
                 if question.prompt is None
                 else None,
                 stops=question.stops,
@@ -214,6 +239,25 @@ class Service:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._encoder, partial(_encode, model.tokenizer, question))
+        except Exception as error:
+            raise api_error(error) from error
+
+    async def _limits(
+        self, model: ServedModel, question: Question, stop_ids: Collection[int]
+    ) -> Sequence[Grammar | None]:
+        """Return what each answer is limited to. Raises `ApiError` for a schema that cannot be followed."""
+        schema = question.schema
+        if schema is None:
+            return [None] * question.num_answers
+
+        def read() -> list[Grammar]:
+            if model.name not in self._vocabularies:
+                self._vocabularies[model.name] = Vocabulary(model.tokenizer, stop_ids)
+            vocabulary = self._vocabularies[model.name]
+            return [vocabulary.grammar(schema) for _ in range(question.num_answers)]
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._encoder, read)
         except Exception as error:
             raise api_error(error) from error
 

@@ -2,6 +2,8 @@
 
 A thought and the text are given as they come. A call is given when it is whole: one that breaks off, or
 calls a tool that was not offered, is text, so that nothing gets lost and no half call is ever carried out.
+Asked for, a call's arguments are given as they come, too; one that breaks off behind its first argument is
+then no text any more, but told as broken.
 """
 
 import re
@@ -40,10 +42,19 @@ class CallPiece:
     """The `tool_call_id` of its result, made up here: no chat format writes one."""
     name: str
     arguments: str
-    """A JSON object."""
+    """A JSON object, or its beginning if it is given as it comes."""
 
 
-AnswerPiece = ThoughtPiece | TextPiece | CallPiece
+@dataclass(frozen=True, slots=True)
+class ArgumentsPiece:
+    """The next part of the arguments of a call that was begun."""
+
+    index: int
+    """The call's number."""
+    text: str
+
+
+AnswerPiece = ThoughtPiece | TextPiece | CallPiece | ArgumentsPiece
 
 
 class AnswerStream:
@@ -59,10 +70,12 @@ class AnswerStream:
         tools: Sequence[Mapping[str, Any]] = (),
         *,
         is_spelled: bool = False,
+        streams_calls: bool = False,
     ) -> None:
         """`tools`: the descriptions that the prompt offers; calls of others are text.
 
-        `is_spelled`: the text spells control tokens, as that of another program may.
+        `is_spelled`: the text spells control tokens, as that of another program may. `streams_calls`: give
+        the arguments of a call as they come.
         """
         self._format = chat_format
         self._functions = functions_of(tools)
@@ -73,15 +86,21 @@ class AnswerStream:
         # GLM-Z1, whose prompt begins the thought, ends it in plain text
         spelled = thought_marks[1:] if THOUGHT_END not in self.control_names else ()
         self._splitter = _MarkSplitter([*spelled, *(self.control_names if is_spelled else ())])
-        self._is_thought = chat_format.begins_thought
+        self.is_thought = chat_format.begins_thought
+        """True while the thought in front of the answer is read."""
         self._thought = _Trimmer(trims_end=True)
         self._text = _Trimmer(trims_end=bool(chat_format.thought_end))
         self._shown = ShownText(chat_format.tidy)
         self._reader: CallReader | None = None  # of what may become a call
         self._held: list[str] = []  # what it has taken, in case that it does not
         self._skips_space = False
-        self._num_calls = 0
-        if not self._is_thought:
+        self._streams_calls = streams_calls
+        self._given: str | None = None  # of the arguments of a call that was begun
+        self.num_calls = 0
+        """Calls that have been given whole."""
+        self.is_broken = False
+        """True if a call that was begun has broken off."""
+        if not self.is_thought:
             self._begin_turn()
 
     def add(self, text: str) -> list[AnswerPiece]:
@@ -101,7 +120,7 @@ class AnswerStream:
         return [piece for segment in segments for piece in self._take(segment)]
 
     def _take(self, segment: Segment) -> list[AnswerPiece]:
-        if self._is_thought:
+        if self.is_thought:
             return self._think(segment)
         if segment.text not in self.control_names:  # GLM-Z1's end of a thought means nothing behind it
             segment = Segment(segment.text)
@@ -114,13 +133,13 @@ class AnswerStream:
         if self._reader is not None:
             return self._read(self._reader, segment)
         if mark == THOUGHT_BEGIN:
-            self._is_thought = True
+            self.is_thought = True
             return self._end_text()
         return self._write(segment.text)
 
     def _think(self, segment: Segment) -> list[AnswerPiece]:
         if segment == control(THOUGHT_END):
-            self._is_thought = False
+            self.is_thought = False
             self._begin_turn()
             self._skips_space = True
             return []
@@ -144,21 +163,40 @@ class AnswerStream:
         self._held.append(segment.text)
         if not reader.take(segment):
             return self._give_up()
-        return self._close() if reader.is_ended else []
+        if reader.is_ended:
+            return self._close()
+        sure = reader.sure() if self._streams_calls else None
+        return self._call(*sure) if sure else []
 
     def _close(self) -> list[AnswerPiece]:
         """Return the call that has been read; if it is none, its text."""
-        call = self._reader.call() if self._reader else None
+        reader = self._reader
+        call = reader.call() if reader else None
         if call is None:
             return self._give_up()
         self._reader, self._held = None, []
-        piece = CallPiece(self._num_calls, f"call_{token_hex(12)}", call.name, as_json(call.arguments))
-        self._num_calls += 1
-        return [*self._end_text(), piece]
+        # what was begun goes on as the model writes it
+        written = reader.sure() if reader and self._given is not None else None
+        pieces = self._call(call.name, written[1] if written else as_json(call.arguments))
+        self._given = None
+        self.num_calls += 1
+        return pieces
+
+    def _call(self, name: str, arguments: str) -> list[AnswerPiece]:
+        """Return what the arguments so far add to a call; all of it if it begins."""
+        given, self._given = self._given, arguments
+        if given is None:
+            piece = CallPiece(self.num_calls, f"call_{token_hex(12)}", name, arguments)
+            return [*self._end_text(), piece]
+        more = arguments[len(given) :]
+        return [ArgumentsPiece(self.num_calls, more)] if more else []
 
     def _give_up(self) -> list[AnswerPiece]:
         held = "".join(self._held)
         self._reader, self._held = None, []
+        if self._given is not None:
+            self._given, self.is_broken = None, True
+            return []
         return self._write(held)
 
     def _write(self, text: str) -> list[AnswerPiece]:

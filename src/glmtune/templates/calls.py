@@ -9,10 +9,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from pydantic_core import from_json
+
 from glmtune.errors import DataError
 from glmtune.strict import parse_json
 from glmtune.templates.messages import Call, Segment, unwrapped
 from glmtune.templates.tools import CODE_BLOCK, read_arguments, read_calls
+from glmtune.templates.turns import as_json
 
 Functions = Mapping[str, object]
 """The tools that an answer may call: name -> the JSON schema of its arguments."""
@@ -47,6 +50,13 @@ class CallReader(ABC):
     @abstractmethod
     def call(self) -> Call | None:
         """Return the call; None if it is incomplete or broken."""
+
+    @abstractmethod
+    def sure(self) -> tuple[str, str] | None:
+        """Return the tool's name and the beginning of its arguments' JSON; None before any argument is sure.
+
+        Each beginning goes on with the one before; of a whole call it is all.
+        """
 
     def may_name(self, text: str) -> bool:
         """True if a text is the beginning of a function's name."""
@@ -93,6 +103,17 @@ class LineCall(CallReader):
         except DataError:  # a key of the JSON twice
             return None
         return None if arguments is None else _checked(name, arguments)
+
+    def sure(self) -> tuple[str, str] | None:
+        """Return the name and the JSON as the model writes it. Code is only JSON when it is whole."""
+        name, _, _ = self._begun.partition("\n")
+        written = "".join(self._rest).strip()
+        try:
+            found = from_json(written, allow_inf_nan=False, allow_partial="trailing-strings")
+        except ValueError:  # no JSON, or none any more: what follows is not passed on
+            return None
+        # a brace alone may also begin a text
+        return (name.strip(), written) if isinstance(found, dict) and found else None
 
 
 _NEXT: Mapping[tuple[str, str], str] = {
@@ -148,11 +169,22 @@ class TagCall(CallReader):
 
     def call(self) -> Call | None:
         """Return the call; None if it is incomplete or broken."""
-        if not self.is_ended:
+        return self._finished() if self.is_ended else None
+
+    def sure(self) -> tuple[str, str] | None:
+        """Return the name and the JSON of the arguments that are finished."""
+        call = None if self._part == "name" else self._finished()
+        if call is None or not call.arguments:
             return None
+        written = as_json(call.arguments)
+        return call.name, written if self.is_ended else written[:-1]
+
+    def _finished(self) -> Call | None:
+        """Return the call with the arguments that are finished; None if it is broken."""
         # the texts come in fours: key, gap, value, rest; the first one is the name
         keys, values = (["".join(text) for text in self._texts[first::4]] for first in (1, 3))
-        keys = keys[: len(values)]  # the last text, behind the call, is none
+        values = values[:-1] if self._part == "value" else values
+        keys = keys[: len(values)]  # the last one may be open; the last text, behind the call, is none
         # which of two values is meant cannot be known
         if len(set(keys)) < len(keys):
             return None

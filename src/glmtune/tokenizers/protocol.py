@@ -34,6 +34,7 @@ class Tokenizer(Protocol):
     @property
     def end_id(self) -> int: ...  # noqa: D102
     def encode_plain(self, text: str) -> list[int]: ...  # noqa: D102
+    def token_bytes(self, index: int) -> bytes: ...  # noqa: D102
     def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]: ...  # noqa: D102
     def token_ends(self, ids: Sequence[int]) -> list[int]: ...  # noqa: D102
     def encode_segments(self, segments: Sequence[Segment]) -> list[int]: ...  # noqa: D102

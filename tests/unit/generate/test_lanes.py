@@ -37,8 +37,9 @@ def test_64_short_rows_beside_one_of_8k_hold_64_short_rows_and_one_long_one() ->
     lanes = Lanes(MODEL, max_rows=65)
     numbers = [lanes.submit(request) for request in asked]
     answers = {number: [] for number in numbers}
-    for token in lanes.step():
-        answers[token.request].append(token.id)
+    for _ in range(2):  # the short prompts are read in two steps
+        for token in lanes.step():
+            answers[token.request].append(token.id)
     assert lanes.num_rows == 65  # all at once
     assert lanes.num_held_tokens <= 2 * (8192 + 64 * 64)  # where one rectangle would be 65 x 8,064
     for number, ids in finish(lanes).items():

@@ -53,6 +53,11 @@ def test_thought_text_and_calls_are_items(says: Saying) -> None:
     assert reply.status == "completed"
     assert reply.usage.output_tokens == says.model.said
     assert reply.usage.input_tokens == len(says.model.prompt)
+    # of letters and of the token that ends it; the one that begins it belongs to nothing yet
+    thought_ids = says.tokenizer.encode_plain(f"\n{ANSWER.thought}")
+    thoughts = reply.usage.output_tokens_details.reasoning_tokens
+    assert len(thought_ids) <= thoughts <= len(thought_ids) + 2
+    assert reply.usage.input_tokens_details.cached_tokens == 0
 
 
 def test_a_stream_builds_the_same_response(says: Saying) -> None:
