@@ -178,7 +178,8 @@ def end_in(work: Path, act: Callable[[], Any], processes: int, draw: random.Rand
     for other in children:
         if status:
             os.kill(other, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]) or status
+        others = os.waitstatus_to_exitcode(os.waitpid(other, 0)[1])
+        status = status or others
     for read in reads:
         os.close(read)
     return Ended(status, told, **(json.loads(said) if said else {}))
