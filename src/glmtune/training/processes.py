@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from glmtune.errors import ConfigError
-from glmtune.recipe.distributed import Ddp, EngineSettings
+from glmtune.recipe.distributed import Ddp, DeepSpeed, EngineSettings
 from glmtune.training import heartbeat, sharding
+from glmtune.training.zero import ZeroOptimizer
 
 Value = TypeVar("Value")
 
@@ -57,6 +58,7 @@ class Processes:
         self.device: torch.device = state.device
         self._heartbeat = heartbeat.begin(self.rank, self.number) if self.number > 1 else None
         self._root: nn.Module | None = None
+        self._zero: ZeroOptimizer | None = None
         self._is_joined = False
 
     @cached_property
@@ -155,23 +157,36 @@ class Processes:
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return an optimizer's state with whole tensors, in the first process; all must call it."""
+        if self._zero is not None:
+            return self._zero.whole_state(keeps=self.is_main)
         state: dict[str, Any] = optimizer.state_dict()
         return state if self._root is None else sharding.whole_state(state, keeps=self.is_main)
 
     def restore_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """Restore the result of `optimizer_state`."""
+        if self._zero is not None:
+            self._zero.restore(state)
+            return
         if self._root is not None:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             state = sharding.shared_state(state, weights)
         optimizer.load_state_dict(dict(state))
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Return a module whose gradients are averaged over all processes."""
+    def wrap(
+        self, module: nn.Module, optimizer: Optimizer, *, max_norm: float = 0.0
+    ) -> tuple[nn.Module, Optimizer]:
+        """Return a module whose gradients are averaged over all processes, and the optimizer to step.
+
+        Under loss scaling it skips steps whose gradients overflow. `max_norm`: bound of the gradients' norm,
+        as `clip` has it; 0 for none.
+        """
+        if isinstance(self.engine, DeepSpeed):
+            self._zero = ZeroOptimizer(module, optimizer, self.engine, self.device, max_norm)
+            return self._zero.engine, cast("Optimizer", self._zero)
         # DistributedDataParallel would cost a single process time and memory for nothing
-        if self.number == 1 or self._root is not None:
-            return module
-        wrapped: nn.Module = self._accelerator.prepare_model(module)
-        return wrapped
+        if self.number > 1 and self._root is None:
+            module = self._accelerator.prepare_model(module)
+        return module, self.prepare(optimizer)
 
     def prepare(self, optimizer: Optimizer) -> Optimizer:
         """Return the optimizer to step; under loss scaling it skips steps whose gradients overflow."""
@@ -185,6 +200,9 @@ class Processes:
 
     def exchanging(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Return a context for one micro-batch that exchanges gradients only in the last one of a step."""
+        if self._zero is not None:
+            self._zero.exchanging(is_last=is_last)
+            return nullcontext()
         # DistributedDataParallel would exchange in each backward pass, though only the step's sum is needed;
         # shared weights' gradients are exchanged in each, or every process would hold all of them
         if is_last or self._root is not None:
@@ -194,10 +212,15 @@ class Processes:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss to the weights', multiplied by the loss scale if there is one."""
-        self._accelerator.backward(loss)
+        if self._zero is not None:
+            self._zero.backward(loss)
+        else:
+            self._accelerator.backward(loss)
 
     def clip(self, weights: Iterable[nn.Parameter], max_norm: float) -> float:
         """Undo loss scaling, clip the gradients' norm to `max_norm` (0: no limit), return the norm before."""
+        if self._zero is not None:  # which clips with the bound that it was given
+            return self._zero.norm()
         # an infinite bound and not no call: accelerate undoes loss scaling in it
         norm = self._accelerator.clip_grad_norm_(weights, max_norm or math.inf)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

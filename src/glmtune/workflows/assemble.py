@@ -75,7 +75,7 @@ class Run:
     model: CausalLM
     objective: ObjectiveModule
     module: nn.Module
-    """The objective, wrapped in DDP if there are several processes."""
+    """The objective, as it is called in steps: wrapped in DDP or DeepSpeed if there are several processes."""
     optimizer: Optimizer
     schedule: LRScheduler
     validation: list[Batch]
@@ -137,6 +137,8 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
     optimizer = build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
+    # after the schedule: that takes the plain optimizer, not the one with loss scaling around it
+    module, optimizer = processes.wrap(objective, optimizer, max_norm=settings.max_grad_norm)
     return Run(
         plan=plan,
         memory=memory,
@@ -145,9 +147,8 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         base=untrained,
         model=model,
         objective=objective,
-        module=processes.wrap(objective),
-        # after the schedule: that takes the plain optimizer, not the one with loss scaling around it
-        optimizer=processes.prepare(optimizer),
+        module=module,
+        optimizer=optimizer,
         schedule=schedule,
         validation=[collate(part, plan.tokenizer.pad_token_id) for part in validation_parts(plan)],
         guard=Guard(
