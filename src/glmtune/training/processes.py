@@ -5,7 +5,7 @@ This is the only module that imports accelerate.
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property
@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from glmtune.errors import ConfigError
 from glmtune.recipe.distributed import Ddp, DeepSpeed, EngineSettings
 from glmtune.training import heartbeat, sharding
-from glmtune.training.zero import ZeroOptimizer
+from glmtune.training.zero import ZeroOptimizer, ZeroWeights
 
 Value = TypeVar("Value")
 
@@ -110,14 +110,28 @@ class Processes:
         return self if self._root is None else Alone(self)
 
     @property
+    def _weights(self) -> ZeroWeights | None:
+        return self._zero if isinstance(self._zero, ZeroWeights) else None
+
+    @property
     def shared_by(self) -> int:
         """Number of processes that a weight is shared over: 1 where each holds all of it."""
         return self.number if self.engine.shares_weights else 1
 
-    def share(self, module: nn.Module) -> None:
-        """Share the weights of an objective over the processes, in place, if the engine does that."""
-        sharding.share_weights(module, self.device, self.number)
+    def share(
+        self, module: nn.Module, build_optimizer: Callable[[], Optimizer], *, max_norm: float = 0.0
+    ) -> Optimizer:
+        """Share the weights of an objective over the processes, in place; return the optimizer over them.
+
+        For an engine that does that. `max_norm` as in `wrap`.
+        """
         self._root = module
+        if not isinstance(self.engine, DeepSpeed):
+            sharding.share_weights(module, self.device, self.number)
+            return build_optimizer()
+        optimizer = build_optimizer()  # before: it looks at shapes, which parts have not
+        self._zero = ZeroWeights(module, optimizer, self.engine, self.device, max_norm)
+        return optimizer
 
     def joined(self) -> AbstractContextManager[None]:
         """Return a context in which parts of the model can be called, not only the objective.
@@ -130,7 +144,7 @@ class Processes:
     def _joining(self, root: nn.Module) -> Iterator[None]:
         before, self._is_joined = self._is_joined, True
         try:
-            with sharding.outer_weights(root):
+            with (self._weights or sharding).outer_weights(root):
                 yield
         finally:
             self._is_joined = before
@@ -143,12 +157,13 @@ class Processes:
         """
         if self._root is None:
             return nullcontext()
-        return sharding.whole_trained(self._root, keeps=self.is_main or is_changed, is_changed=is_changed)
+        sharer = self._weights or sharding
+        return sharer.whole_trained(self._root, keeps=self.is_main or is_changed, is_changed=is_changed)
 
     def settle(self) -> None:
         """Give back the shared weights that passes without gradients have left whole."""
         if self._root is not None and not self._is_joined:
-            sharding.settle(self._root)
+            (self._weights or sharding).settle(self._root)
 
     def trained(self, module: nn.Module) -> list[nn.Parameter]:
         """Return the weights of a module that are trained, as the optimizer has them."""
@@ -180,8 +195,11 @@ class Processes:
         Under loss scaling it skips steps whose gradients overflow. `max_norm`: bound of the gradients' norm,
         as `clip` has it; 0 for none.
         """
-        if isinstance(self.engine, DeepSpeed):
+        if self._weights:
+            self._weights.zero_grad()  # of passes that measured
+        elif isinstance(self.engine, DeepSpeed):
             self._zero = ZeroOptimizer(module, optimizer, self.engine, self.device, max_norm)
+        if self._zero:
             return self._zero.engine, cast("Optimizer", self._zero)
         # DistributedDataParallel would cost a single process time and memory for nothing
         if self.number > 1 and self._root is None:

@@ -5,7 +5,8 @@ built when they are first used, by a compiler. Source: deepspeed.readthedocs.io,
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from glmtune.extras import require
+from glmtune.models.recomputing import layers_of
 from glmtune.recipe.distributed import DeepSpeed
 
 _OP_OF_ONE_MACHINE = "deepspeed_shm_comm"
@@ -30,14 +32,17 @@ class ZeroOptimizer:
 
         `max_norm`: bound of the gradients' norm, 0 for none.
         """
-        deepspeed = _begin(device)
+        self._deepspeed = deepspeed = _begin(device)
         self._weights = [list(group["params"]) for group in optimizer.param_groups]
         self._own = optimizer
-        self.engine: Any = deepspeed.initialize(
-            model=module, optimizer=optimizer, config=_config(settings, max_norm)
-        )[0]
+        config = _config(settings, max_norm)
+        self._prepare(module, config, device)
+        self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
         """DeepSpeed's engine: the module to call."""
         self._zero = self.engine.optimizer
+
+    def _prepare(self, module: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
+        """Do what comes before DeepSpeed's engine."""
 
     def exchanging(self, *, is_last: bool) -> None:
         """Tell whether the next backward pass is the last one of a step."""
@@ -84,6 +89,8 @@ class ZeroOptimizer:
             groups.append({**group, "params": numbers})
             number += len(weights)
         known = next((self.state[part] for part in self._parts if self.state.get(part)), {})
+        if known:
+            self._link()
         for place, weight in enumerate(chain(*self._weights) if known else ()):
             values = {"step": known["step"]}
             for name in (name for name in known if name != "step"):
@@ -102,18 +109,152 @@ class ZeroOptimizer:
         means = state["state"]
         if not means:
             return
-        first = means[0]
+        names = [name for name in means[0] if name != "step"]
         for part in self._parts:
             # made here as the first step would make them, for DeepSpeed to fill
-            zeros = {name: torch.zeros_like(part) for name in first if name != "step"}
-            self._own.state[part] = {"step": first["step"].clone(), **zeros}
+            zeros = {name: torch.zeros_like(part) for name in names}
+            self._own.state[part] = {"step": means[0]["step"].clone(), **zeros}
         self._link()
         for place, weight in enumerate(chain(*self._weights)):
-            for name in (name for name in first if name != "step"):
-                safe_set_full_optimizer_state(weight, means[place][name].to(weight.device), name)
+            for name in names:
+                self._fill(weight, name, means[place][name].to(weight.device))
 
     def _link(self) -> None:
+        """Let DeepSpeed know the means that there are: it looks once, when it has updated the first group."""
+        self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
+
+    def _fill(self, weight: nn.Parameter, name: str, whole: Tensor) -> None:
+        """Set this process's part of a mean of a weight."""
+        from deepspeed.utils import safe_set_full_optimizer_state
+
+        safe_set_full_optimizer_state(weight, whole, name)
+
+
+class ZeroWeights(ZeroOptimizer):
+    """The same for stage 3: the weights are shared too, and a layer is whole only while it computes.
+
+    Each layer's weights are put together as one group, those outside the layers as another: parts of a model
+    also read weights of their children. They hang on their module as DeepSpeed's `external` ones.
+    """
+
+    def _prepare(self, module: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
+        """Share the weights, layer by layer; trained ones are made fp32 on the way."""
+        init, register = self._deepspeed.zero.Init, self._deepspeed.zero.register_external_parameter
+        self._outer = dict[int, nn.Parameter]()
+        for part in (*layers_of(module), module):
+            weights = [weight for weight in part.parameters() if not is_in_parts(weight)]
+            for weight in weights:
+                # a copy: what is mapped from a file is not to be written to
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
+                weight.data = weight.data.to(device, copy=True)
+            init(module=part, config_dict_or_path=config)
+            for weight in weights:
+                register(part, weight)
+            self._outer = {id(weight): weight for weight in weights}  # in the end those of the last part
+        for part in module.modules():
+            for name, buffer in part._buffers.items():
+                part._buffers[name] = None if buffer is None else buffer.to(device)
+
+    def norm(self) -> float:
+        """Return the norm of a step's gradients, before they are clipped; infinite if one is not finite."""
+        norms = torch.stack([torch.as_tensor(norm) for norm in self._zero._get_norm_groups()])
+        return float("inf") if bool((norms < 0).any()) else float(norms.norm())
+
+    @property
+    def _parts(self) -> list[Tensor]:
+        """The flat parts of the weights that this process updates."""
+        parts: list[Tensor] = self._zero.fp32_partitioned_groups_flat
+        return parts
+
+    def _link(self) -> None:
+        """Do nothing: at stage 3 DeepSpeed looks each time."""
+
+    def _fill(self, weight: nn.Parameter, name: str, whole: Tensor) -> None:
+        """Set this process's part of a mean of a weight."""
+        from deepspeed.utils import safe_set_local_optimizer_state
+
+        size, rank = part_of_weight(weight).numel(), torch.distributed.get_rank()
+        filled = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
+        safe_set_local_optimizer_state(weight, filled[rank * size : (rank + 1) * size], name)
+
+    def settle(self, _: nn.Module | None = None) -> None:
+        """Give back what passes have left whole."""
+        self._zero.empty_partition_cache()
+
+    @contextmanager
+    def outer_weights(self, _: nn.Module | None = None) -> Iterator[None]:
+        """Inside, the weights outside the layers are whole: parts of the model can be called by themselves."""
+        outer: list[Any] = list(self._outer.values())
+        outer[0].all_gather(param_list=outer)
+        for weight in outer:
+            weight.ds_active_sub_modules.add(_OPEN)
+        try:
+            yield
+        finally:
+            for weight in outer:
+                weight.ds_active_sub_modules.discard(_OPEN)
+            self.settle()
+
+    @contextmanager
+    @torch.no_grad()
+    def whole_trained(self, root: nn.Module, *, keeps: bool, is_changed: bool = False) -> Iterator[None]:
+        """Inside, the trained weights are whole and on the CPU in the processes that keep them.
+
+        All processes must call it. With `is_changed` all must keep them, and go on with what is then in them.
+        """
+        self.settle()
+        gathered = self._deepspeed.zero.GatheredParameters
+        places = [
+            (part, name, weight)
+            for part in root.modules()
+            for name, weight in part._parameters.items()
+            if weight is not None and weight.requires_grad
+        ]
+        wholes = dict[int, nn.Parameter]()  # by weight: tied ones are one
+        for part, name, weight in places:
+            if id(weight) not in wholes:
+                with gathered([weight]):  # by all, also where it is dropped
+                    whole = weight.detach().to("cpu", copy=True) if keeps else torch.empty(0)
+                wholes[id(weight)] = nn.Parameter(whole)
+            if keeps:
+                part._parameters[name] = wholes[id(weight)]
+        try:
+            yield
+        finally:
+            for part, name, weight in places:
+                part._parameters[name] = weight
+                if is_changed:
+                    with gathered([weight], modifier_rank=0):
+                        weight.copy_(wholes[id(weight)])
+
+
+_OPEN = -1
+"""In place of a module's number: weights that are in use by it are not given back."""
+
+
+def is_in_parts(weight: Tensor) -> bool:
+    """Return True for a weight of which DeepSpeed holds a part here."""
+    return "ds_tensor" in vars(weight)
+
+
+@contextmanager
+def keeping_gradients(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, DeepSpeed leaves the gradients of a backward pass where they are."""
+    held: list[Any] = [weight for weight in weights if is_in_parts(weight)]
+    for weight in held:
+        weight.ds_grad_is_ready = False
+    try:
+        yield
+    finally:
+        for weight in held:
+            weight.ds_grad_is_ready = True
+
+
+def part_of_weight(weight: Tensor) -> Tensor:
+    """Return that part, flat."""
+    part: Tensor = vars(weight)["ds_tensor"]
+    return part
 
 
 def _begin(device: torch.device) -> Any:
@@ -143,6 +284,8 @@ def _config(settings: DeepSpeed, max_norm: float) -> dict[str, Any]:
         "zero_optimization": {
             "stage": settings.stage,
             "overlap_comm": False,
+            # else small weights stay whole, those of a pass in torch's inference mode too
+            "stage3_param_persistence_threshold": 0,
             **({"offload_optimizer": main_memory} if settings.offload_optimizer else {}),
             **({"offload_param": main_memory} if settings.offload_weights else {}),
         },
