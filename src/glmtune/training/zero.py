@@ -140,6 +140,7 @@ class ZeroWeights(ZeroOptimizer):
 
     def _prepare(self, module: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
         """Share the weights, layer by layer; trained ones are made fp32 on the way."""
+        module.register_forward_pre_hook(self._forget_order)  # before DeepSpeed's own, so it runs first
         init, register = self._deepspeed.zero.Init, self._deepspeed.zero.register_external_parameter
         self._outer = dict[int, nn.Parameter]()
         for part in (*layers_of(module), module):
@@ -177,6 +178,12 @@ class ZeroWeights(ZeroOptimizer):
         size, rank = part_of_weight(weight).numel(), torch.distributed.get_rank()
         filled = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
         safe_set_local_optimizer_state(weight, filled[rank * size : (rank + 1) * size], name)
+
+    def _forget_order(self, *_: object) -> None:
+        """Forget the order of layers: the next pass may be another one, and would fetch by it."""
+        coordinator = self._zero.parameter_offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
 
     def settle(self, _: nn.Module | None = None) -> None:
         """Give back what passes have left whole."""
