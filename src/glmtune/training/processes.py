@@ -118,6 +118,11 @@ class Processes:
         """Number of processes that a weight is shared over: 1 where each holds all of it."""
         return self.number if self.engine.shares_weights else 1
 
+    @property
+    def state_shared_by(self) -> int:
+        """Number of processes that gradients and means are shared over, where each holds all weights."""
+        return self.number if self.engine.shares_state and not self.engine.shares_weights else 1
+
     def share(
         self, module: nn.Module, build_optimizer: Callable[[], Optimizer], *, max_norm: float = 0.0
     ) -> Optimizer:

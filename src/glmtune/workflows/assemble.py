@@ -117,6 +117,7 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     settings, processes = plan.recipe.train, plan.processes
     new_figure()  # imports matplotlib: what a run takes later it takes before its memory is looked at
     meter = MemoryMeter(processes.device)
+    require_shareable(plan)
     if processes.engine.shares_weights:
         objective, counts, optimizer, asked = yield from _load_shared(plan, meter)
     else:
@@ -191,7 +192,6 @@ def _load_shared(
     Returns the result of `_ask_base` too. The model is mapped from its files, and shared layer by layer; so the
     method is applied before, and the base asked after that, with the method's weights switched off.
     """
-    require_shareable(plan)
     base, method, settings = load_to_share(plan), plan.recipe.method, plan.recipe.train
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, method, is_widened=False)
