@@ -3,10 +3,10 @@
     python -m tests.crash --kills 1000
     python -m tests.crash --kills 100 --method adalora --processes 2 --seed 7
 
-Each run is forked, as one process or as two of DDP, from a process that has loaded all there is to load. It is
-killed before a change of a file, at a moment of a save, of an evaluation, or of all its time, each drawn at
-random; gone on with, killed again, until it comes to its end. Of two processes a drawn one is killed, the other
-up to 0.3 s later, wherever it is then, as a launcher ends it. Then the run's figures, answers, weights,
+Each run is forked, as one process or as two of DDP, from a process that has loaded all there is to load. It
+is killed before a change of a file, at a moment of a save, of an evaluation, or of all its time, each drawn
+at random; gone on with, killed again, until it comes to its end. Of two processes a drawn one is killed, the
+other up to 0.3 s later, wherever it is then, as a launcher ends it. Then the run's figures, answers, weights,
 optimizer's state and files must be those of a run that nobody killed, to the bit. After every kill each
 checkpoint that is there must be whole. Pictures are blank, for drawing takes longer than training here;
 tests/killed.py kills runs that draw. Prints one JSON object; exit code 1 if anything was otherwise.
@@ -153,8 +153,10 @@ def told_lines(read: int, until: float) -> Iterator[str]:
         yield from (line.decode() for line in lines)
 
 
-def end_in(work: Path, act: Callable[[], Any], processes: int, draw: random.Random, kill: Kill | None) -> Ended:
-    """Run in so many forks; kill one of them, and then the others, if they do not come to their end before."""
+def end_in(
+    work: Path, act: Callable[[], Any], processes: int, draw: random.Random, kill: Kill | None
+) -> Ended:
+    """Run in so many forks; kill one of them, and then the others, unless they come to their end before."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -261,11 +263,12 @@ def crash(work: Path, methods: list[str], numbers: list[int], kills: int, seed: 
     while tally.kills.total() < kills:
         name, number = kind = kinds[tally.runs % len(kinds)]
         most = min(MOST_KILLS, kills - tally.kills.total())
-        found = killed_run(work, recipe(work, work / "killed", words[name]), number, draw, tally, whole[kind][0], most)
+        settings, (ended, expected) = recipe(work, work / "killed", words[name]), whole[kind]
+        found = killed_run(work, settings, number, draw, tally, ended, most)
         tally.odd += [
-            f"{name}, {number} processes: {key}: {found.get(key)}, not {whole[kind][1].get(key)}"
-            for key in {**whole[kind][1], **found}
-            if found.get(key) != whole[kind][1].get(key)
+            f"{name}, {number} processes: {key}: {found.get(key)}, not {expected.get(key)}"
+            for key in {**expected, **found}
+            if found.get(key) != expected.get(key)
         ]
         tally.runs += 1
         told = f"{tally.kills.total()} kills, {tally.runs} runs, {len(tally.odd)} odd"
@@ -313,7 +316,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, choices=(1, 2))
     parser.add_argument("--seed", type=int, default=5)
     given = parser.parse_args()
-    methods, numbers = [given.method] if given.method else known, [given.processes] if given.processes else [1, 2]
+    methods = [given.method] if given.method else known
+    numbers = [given.processes] if given.processes else [1, 2]
     with tempfile.TemporaryDirectory() as work:
         found = crash(Path(work), methods, numbers, given.kills, given.seed)
     print(json.dumps(found, ensure_ascii=False))

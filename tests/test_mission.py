@@ -474,8 +474,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 }
 """By ID: the demand in our words, then what shows it: `file::test` of tests/ or `page#anchor` of docs/."""
 
-MISSING = {
-}
+MISSING: dict[str, str] = {}
 """Parts of a demand that nothing shows yet; docs/from-the-tutorials says so to its readers."""
 
 

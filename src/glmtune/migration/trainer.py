@@ -29,8 +29,9 @@ def _carry_deepspeed(draft: RecipeDraft) -> int | None:
         config = read_json_if_there(path)
     except CheckpointError as err:
         raise ConfigError(str(err), hint="mend it, or take deepspeed out of the script") from None
-    zero = config.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
+    given = config.get("zero_optimization")
+    zero = given if isinstance(given, dict) else {}
+    stage = zero.get("stage")
     what = "DeepSpeed" if stage is None else f"DeepSpeed's ZeRO-{shown(stage)}"
     for part in ("optimizer", "scheduler"):
         if part in config:
@@ -39,8 +40,11 @@ def _carry_deepspeed(draft: RecipeDraft) -> int | None:
         parts = "weights, gradients and Adam's means" if stage == 3 else "gradients and Adam's means"
         text = f"ZeRO-{stage} as in the script (pip install 'glmtune[deepspeed]'): {parts} are shared out"
         draft.put("distributed", {"name": "deepspeed", **({"stage": stage} if stage != 2 else {})}, text)
-        for part, setting in (("offload_optimizer", "offload_optimizer"), ("offload_param", "offload_weights")):
-            if isinstance(zero.get(part), dict) and zero[part].get("device") == "cpu":
+        for setting, part in (
+            ("offload_optimizer", "offload_optimizer"),
+            ("offload_weights", "offload_param"),
+        ):
+            if isinstance(place := zero.get(part), dict) and place.get("device") == "cpu":
                 draft.put(f"distributed.{setting}", True)
         if draft.settings.get("train.precision") == "fp16":
             text = "fp16 in the script: loss scaling is not shared out, so bf16 where the card has it"
@@ -58,8 +62,8 @@ def _memory_of(stage: int, processes: int) -> str:
     needed = {2: 4 + 16 / processes, 3: 20 / processes}
     less = f"distributed.stage=3 needs {needed[3]:.3g} bytes, " if stage == 2 else ""
     return (
-        f"each card needs {needed[stage]:.3g} bytes a parameter of the 20 (weights, gradients, AdamW's means and "
-        f"DeepSpeed's copy of the weights in fp32): {6.2 * needed[stage]:.0f} GB for the 6.2 billion of "
+        f"each card needs {needed[stage]:.3g} bytes a parameter of the 20 (weights, gradients, AdamW's means "
+        f"and DeepSpeed's copy of the weights in fp32): {6.2 * needed[stage]:.0f} GB for the 6.2 billion of "
         f"ChatGLM-6B, and activations; {less}method=lora 2"
     )
 

@@ -49,7 +49,7 @@ class Fsdp2(EngineSettings):
 
 
 class DeepSpeed(EngineSettings):
-    """Each process holds a part of gradients and optimizer state, and with `stage: 3` of the weights too
+    """Each process holds a part of gradients and optimizer state, and with `distributed.stage=3` of the weights too
     (ZeRO by DeepSpeed, an extra; Rajbhandari et al. 2020, arxiv.org/abs/1910.02054).
     """
 
@@ -59,7 +59,7 @@ class DeepSpeed(EngineSettings):
     offload_optimizer: bool = False
     """Keep optimizer state and fp32 weights in main memory, and update there."""
     offload_weights: bool = False
-    """Keep the parts of the weights in main memory too; needs `stage: 3`."""
+    """Keep the parts of the weights in main memory too; needs `distributed.stage=3`."""
 
     @model_validator(mode="after")
     def _require_parts(self) -> Self:

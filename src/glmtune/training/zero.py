@@ -26,7 +26,12 @@ class ZeroOptimizer:
     """The optimizer of weights whose gradients and means DeepSpeed shares; called as torch's are."""
 
     def __init__(
-        self, module: nn.Module, optimizer: Optimizer, settings: DeepSpeed, device: torch.device, max_norm: float
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        settings: DeepSpeed,
+        device: torch.device,
+        max_norm: float,
     ) -> None:
         """Share an optimizer's work; all processes must call it. It is changed, and the module's weights.
 
@@ -77,7 +82,7 @@ class ZeroOptimizer:
         return parts
 
     def whole_state(self, *, keeps: bool) -> dict[str, Any]:
-        """Return the state as the optimizer's `state_dict` of whole weights has it; all processes must call it.
+        """Return the state as the optimizer's `state_dict` of whole weights has it; all must call it.
 
         Without `keeps` the tensors are dropped, one after the other.
         """
@@ -101,8 +106,6 @@ class ZeroOptimizer:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `whole_state`, and go on with the weights as they are now."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
         self._zero.refresh_fp32_params()
         for group, saved in zip(self._own.param_groups, state["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
@@ -176,7 +179,8 @@ class ZeroWeights(ZeroOptimizer):
         from deepspeed.utils import safe_set_local_optimizer_state
 
         size, rank = part_of_weight(weight).numel(), torch.distributed.get_rank()
-        filled = nn.functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
+        lacking = size * torch.distributed.get_world_size() - whole.numel()
+        filled = nn.functional.pad(whole.flatten(), (0, lacking))
         safe_set_local_optimizer_state(weight, filled[rank * size : (rank + 1) * size], name)
 
     def _forget_order(self, *_: object) -> None:
@@ -191,7 +195,7 @@ class ZeroWeights(ZeroOptimizer):
 
     @contextmanager
     def outer_weights(self, _: nn.Module | None = None) -> Iterator[None]:
-        """Inside, the weights outside the layers are whole: parts of the model can be called by themselves."""
+        """Inside, the weights outside the layers are whole: parts of the model can be called."""
         outer: list[Any] = list(self._outer.values())
         outer[0].all_gather(param_list=outer)
         for weight in outer:

@@ -128,7 +128,8 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
         yield Note(trainable_line(model))
         yield first_row(plan.tokenizer, plan.rows.train.rows)
-        objective, counts, optimizer = build_objective(model, plan.recipe.objective), count_parameters(model), None
+        objective, counts = build_objective(model, plan.recipe.objective), count_parameters(model)
+        optimizer = None
     plan, untrained, reference = asked
     model = objective.model
     yield from keep_near_base(plan, objective)
@@ -189,8 +190,8 @@ def _load_shared(
 ]:
     """Return the objective with weights shared over the processes, their numbers, the optimizer over them.
 
-    Returns the result of `_ask_base` too. The model is mapped from its files, and shared layer by layer; so the
-    method is applied before, and the base asked after that, with the method's weights switched off.
+    Returns the result of `_ask_base` too. The model is mapped from its files, and shared layer by layer; so
+    the method is applied before, and the base asked after that, with the method's weights switched off.
     """
     base, method, settings = load_to_share(plan), plan.recipe.method, plan.recipe.train
     torch.manual_seed(settings.seed)  # new adapter weights are equal on every process

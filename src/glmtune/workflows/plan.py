@@ -12,6 +12,7 @@ import torch
 from glmtune.data.batches import Steps
 from glmtune.data.mixture import count_draws
 from glmtune.errors import ConfigError
+from glmtune.extras import require_installed
 from glmtune.families import identify_family
 from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
