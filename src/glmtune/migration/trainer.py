@@ -60,7 +60,7 @@ def _memory_of(stage: int, processes: int) -> str:
     """Return the memory of a card that trains every weight, with the sharing of a stage of ZeRO."""
     # gradients, two means and DeepSpeed's own copy of the weights, all fp32, over the processes
     needed = {2: 4 + 16 / processes, 3: 20 / processes}
-    less = f"distributed.stage=3 needs {needed[3]:.3g} bytes, " if stage == 2 else ""
+    less = f"ZeRO-3 needs {needed[3]:.3g} bytes, " if stage == 2 else ""
     return (
         f"each card needs {needed[stage]:.3g} bytes a parameter of the 20 (weights, gradients, AdamW's means "
         f"and DeepSpeed's copy of the weights in fp32): {6.2 * needed[stage]:.0f} GB for the 6.2 billion of "

@@ -78,7 +78,7 @@ PromptLearningConfig of github.com/huggingface/peft; hparams/ of github.com/hiyo
 NEEDLESS: Mapping[str, str] = {
     **DROPPED,
     **NOT_CARRIED,
-    "deepspeed": "its engine is distributed=deepspeed, with distributed.stage=2 or 3; several cards: "
+    "deepspeed": "distributed=deepspeed is its engine here; several cards: "
     "`torchrun --nproc-per-node 2 -m glmtune train ...`",
     "stage": "rows with an answer are learned, always",
     "task_type": "the model's folder says it",

@@ -558,7 +558,7 @@ def test_no_recipe_is_written_without_a_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("zero", "expected", "said"),
     [
-        ({"stage": 2}, {"stage": 2, "offload_optimizer": False}, "needs 8 bytes .* 50 GB .*stage=3 needs 5 "),
+        ({"stage": 2}, {"stage": 2, "offload_optimizer": False}, "needs 8 bytes .* 50 GB .*ZeRO-3 needs 5 "),
         ({"stage": 3}, {"stage": 3, "offload_weights": False}, "needs 5 bytes .* 31 GB .*method=lora 2"),
         (
             {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
