@@ -49,8 +49,8 @@ class Fsdp2(EngineSettings):
 
 
 class DeepSpeed(EngineSettings):
-    """Each process holds a part of gradients and optimizer state, and with `distributed.stage=3` of the weights
-    too (ZeRO by DeepSpeed, an extra; Rajbhandari et al. 2020, arxiv.org/abs/1910.02054).
+    """Each process holds a part of gradients and optimizer state, and with `distributed.stage=3` of the
+    weights too (ZeRO by DeepSpeed, an extra; Rajbhandari et al. 2020, arxiv.org/abs/1910.02054).
     """
 
     name: Literal["deepspeed"] = "deepspeed"
