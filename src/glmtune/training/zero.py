@@ -41,13 +41,9 @@ class ZeroOptimizer:
         self._weights = [list(group["params"]) for group in optimizer.param_groups]
         self._own = optimizer
         config = _config(settings, max_norm)
-        self._prepare(module, config, device)
         self.engine: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
         """DeepSpeed's engine: the module to call."""
         self._zero = self.engine.optimizer
-
-    def _prepare(self, module: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
-        """Do what comes before DeepSpeed's engine."""
 
     def exchanging(self, *, is_last: bool) -> None:
         """Tell whether the next backward pass is the last one of a step."""
@@ -120,14 +116,14 @@ class ZeroOptimizer:
         self._link()
         for place, weight in enumerate(chain(*self._weights)):
             for name in names:
-                self._fill(weight, name, means[place][name].to(weight.device))
+                self.fill(weight, name, means[place][name].to(weight.device))
 
     def _link(self) -> None:
         """Let DeepSpeed know the means that there are: it looks once, when it has updated the first group."""
         self._zero._hp_optimizer_states_linked = False
         self._zero._lazy_init_hp_params_optimizer_state()
 
-    def _fill(self, weight: nn.Parameter, name: str, whole: Tensor) -> None:
+    def fill(self, weight: nn.Parameter, name: str, whole: Tensor) -> None:
         """Set this process's part of a mean of a weight."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -141,10 +137,18 @@ class ZeroWeights(ZeroOptimizer):
     also read weights of their children. They hang on their module as DeepSpeed's `external` ones.
     """
 
-    def _prepare(self, module: nn.Module, config: Mapping[str, Any], device: torch.device) -> None:
-        """Share the weights, layer by layer; trained ones are made fp32 on the way."""
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        settings: DeepSpeed,
+        device: torch.device,
+        max_norm: float,
+    ) -> None:
+        """Share the weights too, layer by layer; trained ones are made fp32 on the way."""
+        zero, config = _begin(device).zero, _config(settings, max_norm)
         module.register_forward_pre_hook(self._forget_order)  # before DeepSpeed's own, so it runs first
-        init, register = self._deepspeed.zero.Init, self._deepspeed.zero.register_external_parameter
+        init, register = zero.Init, zero.register_external_parameter
         self._outer = dict[int, nn.Parameter]()
         for part in (*layers_of(module), module):
             weights = [weight for weight in part.parameters() if not is_in_parts(weight)]
@@ -159,6 +163,7 @@ class ZeroWeights(ZeroOptimizer):
         for part in module.modules():
             for name, buffer in part._buffers.items():
                 part._buffers[name] = None if buffer is None else buffer.to(device)
+        super().__init__(module, optimizer, settings, device, max_norm)
 
     def norm(self) -> float:
         """Return the norm of a step's gradients, before they are clipped; infinite if one is not finite."""
@@ -174,7 +179,7 @@ class ZeroWeights(ZeroOptimizer):
     def _link(self) -> None:
         """Do nothing: at stage 3 DeepSpeed looks each time."""
 
-    def _fill(self, weight: nn.Parameter, name: str, whole: Tensor) -> None:
+    def fill(self, weight: nn.Parameter, name: str, whole: Tensor) -> None:
         """Set this process's part of a mean of a weight."""
         from deepspeed.utils import safe_set_local_optimizer_state
 
