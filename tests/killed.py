@@ -50,6 +50,22 @@ def recipe(work: Path, output: Path, words: list[str]) -> Any:
     return load_recipe(values, ["train.keep_checkpoints=1", *words])
 
 
+def counting_changes(work: Path, at: float = 0) -> Callable[[], int]:
+    """Count this process's changes of files from here on, and kill it before the `at`-th of them."""
+    changes = 0
+
+    def count(event: str, args: tuple[Any, ...]) -> None:
+        nonlocal changes
+        is_writing = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        if event in CHANGES or (is_writing and str(work) in str(args[0])):
+            changes += 1
+            if at and changes >= at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+    return lambda: changes
+
+
 def in_child(
     work: Path, act: Callable[[], Any], *, at: float = 0, after_s: float = 0
 ) -> tuple[int, int, str]:
@@ -60,24 +76,15 @@ def in_child(
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        message, changes = "", 0
-
-        def count(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal changes
-            is_writing = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-            if event in CHANGES or (is_writing and str(work) in str(args[0])):
-                changes += 1
-                if at and changes >= at:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
+        message = ""
         random.seed(0)  # a fork draws a new seed
-        sys.addaudithook(count)
+        changes = counting_changes(work, at)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         try:
             act()
         except GlmtuneError as err:
             message = str(err)
-        os.write(write, json.dumps([changes, message]).encode())
+        os.write(write, json.dumps([changes(), message]).encode())
         os._exit(2 if message else 0)
     os.close(write)
     if after_s:
@@ -114,6 +121,10 @@ def left(folder: Path) -> dict[str, Any]:
         "figures": [
             {name: value for name, value in line.items() if name not in TIMES}
             for line in read_json_lines(folder / "metrics.jsonl")
+        ],
+        "answers": [
+            {name: value for name, value in line.items() if name != "seconds"}
+            for line in read_json_lines(folder / "samples.jsonl")
         ],
         "result": {
             name: value

@@ -430,6 +430,8 @@ DEMANDS: dict[str, tuple[str, ...]] = {
         "every weight trained; the share of an epoch that its steps are",
         "test_tutorials.py::test_write_up_4_adverts_by_p_tuning_alpaca_on_int8_and_every_weight",
         "unit/migration/test_recipes.py::test_full_fine_tuning_says_what_it_needs_and_what_needs_less",
+        "unit/migration/test_recipes.py::test_weights_that_deepspeed_shared_out_are_shared_out_here",
+        "invariants/test_engines.py::test_two_processes_of_an_engine_equal_one",
     ),
     "S4-15": (
         "checkpoints of the prefix alone, and whole ones",
@@ -472,9 +474,7 @@ DEMANDS: dict[str, tuple[str, ...]] = {
 }
 """By ID: the demand in our words, then what shows it: `file::test` of tests/ or `page#anchor` of docs/."""
 
-MISSING = {
-    "S4-14": "DeepSpeed",
-}
+MISSING: dict[str, str] = {}
 """Parts of a demand that nothing shows yet; docs/from-the-tutorials says so to its readers."""
 
 

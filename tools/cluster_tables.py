@@ -5,6 +5,8 @@ python -m tools.cluster_tables
 Of N processes in a ring each sends 2 (N - 1) / N of a tensor to sum it over all (an all-reduce), and half of
 that to gather it (all-gather) or to sum and keep a part (reduce-scatter). DDP sums the gradients. FSDP2
 gathers the weights for the forward and again for the backward pass, and keeps parts of the summed gradients.
+ZeRO-2 keeps parts of the summed gradients, and gathers the trained weights once they are updated; DeepSpeed
+makes a copy of the trained weights' parts, though they are fp32. ZeRO-3 moves as FSDP2 does.
 Source: arxiv.org/abs/1910.02054, section 7; arxiv.org/abs/2304.11277, section 3.
 """
 
@@ -30,6 +32,7 @@ class Model:
     lora: int
 
 
+ZERO_2 = "deepspeed, stage 2"
 MODELS = (
     # docs/methods.md; LoRA on query_key_value, (4096 -> 4608) in 28 layers
     Model("ChatGLM3-6B", 6_243_584_000, 28 * 8 * (4096 + 4608)),
@@ -59,7 +62,7 @@ def sent(model: Model, method: str, engine: str, processes: int = PROCESSES) -> 
     """The bytes that a process sends in a step of one micro-batch."""
     trained = model.weights if method == "full" else model.lora
     share = (processes - 1) / processes
-    if engine == "ddp":
+    if engine in ("ddp", ZERO_2):
         return 2 * share * trained * SINGLE
     return share * (2 * weight_bytes(model, method) + trained * SINGLE)
 
@@ -67,6 +70,8 @@ def sent(model: Model, method: str, engine: str, processes: int = PROCESSES) -> 
 def held(model: Model, method: str, engine: str, processes: int = PROCESSES) -> float:
     """The bytes of weights, gradients and Adam's two means that a process holds, without activations."""
     trained = model.weights if method == "full" else model.lora
+    if engine == ZERO_2:
+        return weight_bytes(model, method) + trained * SINGLE * 4 / processes
     # DistributedDataParallel keeps the gradients once more, in the buckets that it exchanges
     whole = weight_bytes(model, method) + trained * SINGLE * (4 if engine == "ddp" else 3)
     return whole if engine == "ddp" else whole / processes
@@ -95,7 +100,7 @@ def cases() -> Iterator[tuple[Model, str, str]]:
     """Each model with each method and engine."""
     for model in MODELS:
         for method in ("lora", "full"):
-            for engine in ("ddp", "fsdp2"):
+            for engine in ("ddp", ZERO_2, "fsdp2"):
                 yield model, method, engine
 
 

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from forks import run_ranks
 from glmtune import load_model
 from glmtune.errors import ConfigError
+from glmtune.extras import is_installed
+from glmtune.recipe.distributed import DeepSpeed
 from glmtune.run_files import read_json_lines
 from glmtune.workflows.early import training_recipe
 from glmtune.workflows.events import drain
@@ -61,8 +63,27 @@ def assert_same_steps(run: Path, other: Path, *, rel: float) -> None:
         assert line["tokens"] == expected["tokens"]
 
 
+ENGINES = {
+    "ddp": ["distributed=ddp"],
+    "fsdp2": ["distributed=fsdp2"],
+    "zero-2": ["distributed=deepspeed"],
+    "zero-3": ["distributed=deepspeed", "distributed.stage=3"],
+    "zero-2, offloaded": ["distributed=deepspeed", "distributed.offload_optimizer=true"],
+    "zero-3, offloaded": [
+        "distributed=deepspeed", "distributed.stage=3", "distributed.offload_optimizer=true",
+        "distributed.offload_weights=true",
+    ],
+}  # fmt: skip
+ZERO = (
+    SLOW,
+    pytest.mark.skipif(
+        not is_installed("deepspeed"), reason="needs DeepSpeed: pip install 'glmtune[deepspeed]'"
+    ),
+)
 SHARED = [
     ("fsdp2", "lora"),
+    *(pytest.param(f"zero-{stage}", method, marks=ZERO) for stage in (2, 3) for method in METHODS),
+    *(pytest.param(f"zero-{stage}, offloaded", "full", marks=ZERO) for stage in (2, 3)),
     *(pytest.param("fsdp2", method, marks=SLOW) for method in ("ptuning", "full")),
     *(pytest.param("ddp", method, marks=SLOW) for method in ("ptuning", "full")),
 ]
@@ -71,7 +92,7 @@ SHARED = [
 @pytest.mark.parametrize(("engine", "method"), SHARED)
 def test_two_processes_of_an_engine_equal_one(model: Path, tmp_path: Path, engine: str, method: str) -> None:
     drain(training(training_recipe({}, words(model, tmp_path / "one", *METHODS[method]))))
-    given = words(model, tmp_path / "two", *METHODS[method], f"distributed={engine}")
+    given = words(model, tmp_path / "two", *METHODS[method], *ENGINES[engine])
     done = run_ranks(2, "-m", "glmtune", "train", *given, encoding="utf-8")
     assert done.returncode == 0, done.stderr
     assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
@@ -83,14 +104,21 @@ def test_two_processes_of_an_engine_equal_one(model: Path, tmp_path: Path, engin
     load_model(tmp_path / "two")  # refuses what does not give the logits that the processes gave together
 
 
-@SLOW
 @pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param("fsdp2", marks=SLOW),
+        pytest.param("zero-2", marks=ZERO),
+        pytest.param("zero-3", marks=ZERO),
+    ],
+)
 def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
-    model: Path, tmp_path: Path, method: str
+    model: Path, tmp_path: Path, engine: str, method: str
 ) -> None:
     """Dropout on, so two runs of as many processes are equal, too."""
     drop = ["method.dropout=0.1"] if method == "lora" else []
-    shared = [*METHODS[method], *drop, "distributed=fsdp2", "train.eval_every=5"]
+    shared = [*METHODS[method], *drop, *ENGINES[engine], "train.eval_every=5"]
 
     def train(*given: str) -> None:
         done = run_ranks(2, "-m", "glmtune", "train", *given, encoding="utf-8")
@@ -120,6 +148,8 @@ def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
         (["quant=int8"], "distributed.name: fsdp2, but quant=int8: codes are not shared out"),
         (["method=adalora"], "distributed.name: fsdp2, but method=adalora: its pruning ranks"),
         (["method.use_dora=true"], "distributed.name: fsdp2, but method.use_dora=true"),
+        ([*ENGINES["zero-2"], "method=adalora"], "distributed.name: deepspeed, but method=adalora"),
+        ([*ENGINES["zero-3"], "quant=int8"], "distributed.name: deepspeed, but quant=int8"),
     ],
 )
 def test_what_cannot_be_shared_is_refused_by_name(
@@ -135,6 +165,21 @@ def test_shared_weights_of_a_single_process_are_refused(model: Path, tmp_path: P
     recipe = training_recipe({}, words(model, tmp_path / "run", "distributed=fsdp2"))
     with pytest.raises(ConfigError, match="this is one process, with none to share weights with"):
         drain(training(recipe))
+
+
+def test_stage_2_keeps_whole_weights_on_the_card() -> None:
+    with pytest.raises(ValueError, match="stage 2 computes with whole weights; set stage=3"):
+        DeepSpeed(offload_weights=True)
+
+
+def test_a_forecast_counts_means_that_zero_2_shares(model: Path, tmp_path: Path) -> None:
+    given = words(model, tmp_path / "run", "method=full", *ENGINES["zero-2"])
+    plan = drain(planning(training_recipe({}, given), begins=False))
+    one = forecast(plan, this_machine()).phases[0].parts
+    plan.processes.number = 2
+    two = forecast(plan, this_machine()).phases[0].parts
+    assert two["weights"] == one["weights"]
+    assert (two["gradients"], two["optimizer"]) == (one["gradients"] // 2, one["optimizer"] // 2)
 
 
 def test_a_forecast_counts_what_a_process_holds_of_shared_weights(model: Path, tmp_path: Path) -> None:

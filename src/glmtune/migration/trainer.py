@@ -14,35 +14,58 @@ from glmtune.values import shown
 
 def carry_training(draft: RecipeDraft, *, is_full: bool) -> None:
     """Set the `train` settings from the Trainer's flags. Raises ConfigError for a number that is none."""
-    if is_full:
-        draft.warn("method", _FULL_MEMORY)
     steps = _carry_length(draft)
     _carry_optimizer(draft, steps, is_full=is_full)
     _carry_intervals(draft)
-    if "deepspeed" not in draft.flags:
-        return
-    # DeepSpeed spreads memory over the cards; steps and rows are those of its processes
+    stage = _carry_deepspeed(draft) if "deepspeed" in draft.flags else None
+    if is_full:
+        draft.warn("method", _FULL_MEMORY if stage is None else _memory_of(stage, draft.processes))
+
+
+def _carry_deepspeed(draft: RecipeDraft) -> int | None:
+    """Set `distributed` as DeepSpeed's configuration has it; return ZeRO's stage if that shares gradients."""
     path = Path(draft.locate(draft.flags["deepspeed"] or ""))
     try:
         config = read_json_if_there(path)
     except CheckpointError as err:
         raise ConfigError(str(err), hint="mend it, or take deepspeed out of the script") from None
-    zero = config.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
+    given = config.get("zero_optimization")
+    zero = given if isinstance(given, dict) else {}
+    stage = zero.get("stage")
     what = "DeepSpeed" if stage is None else f"DeepSpeed's ZeRO-{shown(stage)}"
     for part in ("optimizer", "scheduler"):
         if part in config:
             draft.lost[f"{path.name}: {part}"] = "the recipe's AdamW and schedule are used"
     if stage in _SHARING and draft.processes > 1:
-        held = "PyTorch's FSDP2 shares weights, gradients and Adam's means over the processes instead"
-        draft.tell("distributed", f"distributed=fsdp2: a card holds 1/{draft.processes} of what is below")
-        draft.put("distributed", {"name": "fsdp2"})
+        parts = "weights, gradients and Adam's means" if stage == 3 else "gradients and Adam's means"
+        text = f"ZeRO-{stage} as in the script (pip install 'glmtune[deepspeed]'): {parts} are shared out"
+        draft.put("distributed", {"name": "deepspeed", **({"stage": stage} if stage != 2 else {})}, text)
+        for setting, part in (
+            ("offload_optimizer", "offload_optimizer"),
+            ("offload_weights", "offload_param"),
+        ):
+            if isinstance(place := zero.get(part), dict) and place.get("device") == "cpu":
+                draft.put(f"distributed.{setting}", True)
         if draft.settings.get("train.precision") == "fp16":
             text = "fp16 in the script: loss scaling is not shared out, so bf16 where the card has it"
             draft.put("train.precision", "auto", text)
-    else:
-        held = "each process holds the whole model and Adam's means"
+        del draft.flags["deepspeed"]
+        return int(stage)
+    held = "each process holds the whole model and Adam's means"
     draft.lose("deepspeed", f"{what} is not used: {held}")
+    return None
+
+
+def _memory_of(stage: int, processes: int) -> str:
+    """Return the memory of a card that trains every weight, with the sharing of a stage of ZeRO."""
+    # gradients, two means and DeepSpeed's own copy of the weights, all fp32, over the processes
+    needed = {2: 4 + 16 / processes, 3: 20 / processes}
+    less = f"ZeRO-3 needs {needed[3]:.3g} bytes, " if stage == 2 else ""
+    return (
+        f"each card needs {needed[stage]:.3g} bytes a parameter of the 20 (weights, gradients, AdamW's means "
+        f"and DeepSpeed's copy of the weights in fp32): {6.2 * needed[stage]:.0f} GB for the 6.2 billion of "
+        f"ChatGLM-6B, and activations; {less}method=lora 2"
+    )
 
 
 _SHARING = (2, 3)
@@ -51,7 +74,7 @@ _FULL_MEMORY = (
     "each card needs 16 bytes a parameter (weights, gradients and AdamW's means in fp32): 100 GB for the "
     "6.2 billion of ChatGLM-6B, and activations; train.optimizer=adamw_8bit needs 10 bytes, method=lora 2"
 )
-# docs/methods.md#memory has the arithmetic
+# docs/methods.md#memory and docs/cluster.md have the arithmetic
 
 
 def hold_out(draft: RecipeDraft) -> None:

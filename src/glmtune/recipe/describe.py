@@ -116,7 +116,7 @@ def _name_types(annotation: object) -> tuple[list[str], list[str]]:
     # the arguments of a Literal are the choices themselves; an Annotated's may hold a table of names
     marks = [mark for member in members for mark in get_args(member)]
     choices = [c for mark in marks for c in (mark.table if isinstance(mark, NameIn) else [mark])]
-    choices = [c for c in choices if isinstance(c, str)]
+    choices = [str(c) for c in choices if isinstance(c, str | int)]
     is_union = get_origin(annotation) in (Union, UnionType)
     kinds = get_args(annotation) if is_union else (annotation,)
     # a text of a form, `N tokens`, has that as its title

@@ -78,8 +78,8 @@ PromptLearningConfig of github.com/huggingface/peft; hparams/ of github.com/hiyo
 NEEDLESS: Mapping[str, str] = {
     **DROPPED,
     **NOT_CARRIED,
-    "deepspeed": "each process holds the whole model; several cards: "
-    "`torchrun --nproc-per-node 2 -m glmtune train ...`; distributed=fsdp2 shares it out",
+    "deepspeed": "distributed=deepspeed is its engine here; several cards: "
+    "`torchrun --nproc-per-node 2 -m glmtune train ...`",
     "stage": "rows with an answer are learned, always",
     "task_type": "the model's folder says it",
     "lora_bias": "biases are not trained",

@@ -27,6 +27,7 @@ from glmtune.objectives.base import ObjectiveModule
 from glmtune.objectives.sft import bytes_per_logit, most_logits
 from glmtune.training.allocations import ResidentMeter, meter_of
 from glmtune.training.processes import Processes
+from glmtune.training.zero import is_in_parts, keeping_gradients
 
 PROBED_TOKENS = 64
 """Tokens of the short row; three passes are made, of 1, 2 and 2 times as many."""
@@ -319,9 +320,10 @@ def untouched(objective: ObjectiveModule, device: torch.device) -> Iterator[None
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         objective.train()
         for parameter in trained:  # as from the second micro-batch of a step on: gradients are added to
-            parameter.grad = torch.zeros_like(parameter)
+            parameter.grad = None if is_in_parts(parameter) else torch.zeros_like(parameter)
         try:
-            yield
+            with keeping_gradients(trained):
+                yield
         finally:
             for parameter in trained:
                 parameter.grad = None

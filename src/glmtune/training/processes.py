@@ -5,11 +5,11 @@ This is the only module that imports accelerate.
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -20,8 +20,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from glmtune.errors import ConfigError
-from glmtune.recipe.distributed import Ddp, EngineSettings
+from glmtune.recipe.distributed import Ddp, DeepSpeed, EngineSettings
 from glmtune.training import heartbeat, sharding
+from glmtune.training.zero import ZeroOptimizer, ZeroWeights
 
 Value = TypeVar("Value")
 
@@ -57,6 +58,7 @@ class Processes:
         self.device: torch.device = state.device
         self._heartbeat = heartbeat.begin(self.rank, self.number) if self.number > 1 else None
         self._root: nn.Module | None = None
+        self._zero: ZeroOptimizer | None = None
         self._is_joined = False
 
     @cached_property
@@ -108,14 +110,33 @@ class Processes:
         return self if self._root is None else Alone(self)
 
     @property
+    def _weights(self) -> ZeroWeights | None:
+        return self._zero if isinstance(self._zero, ZeroWeights) else None
+
+    @property
     def shared_by(self) -> int:
         """Number of processes that a weight is shared over: 1 where each holds all of it."""
         return self.number if self.engine.shares_weights else 1
 
-    def share(self, module: nn.Module) -> None:
-        """Share the weights of an objective over the processes, in place, if the engine does that."""
-        sharding.share_weights(module, self.device, self.number)
+    @property
+    def state_shared_by(self) -> int:
+        """Number of processes that gradients and means are shared over, where each holds all weights."""
+        return self.number if self.engine.shares_state and not self.engine.shares_weights else 1
+
+    def share(
+        self, module: nn.Module, build_optimizer: Callable[[], Optimizer], *, max_norm: float = 0.0
+    ) -> Optimizer:
+        """Share the weights of an objective over the processes, in place; return the optimizer over them.
+
+        For an engine that does that. `max_norm` as in `wrap`.
+        """
         self._root = module
+        if not isinstance(self.engine, DeepSpeed):
+            sharding.share_weights(module, self.device, self.number)
+            return build_optimizer()
+        optimizer = build_optimizer()  # before: it looks at shapes, which parts have not
+        self._zero = ZeroWeights(module, optimizer, self.engine, self.device, max_norm)
+        return optimizer
 
     def joined(self) -> AbstractContextManager[None]:
         """Return a context in which parts of the model can be called, not only the objective.
@@ -128,7 +149,7 @@ class Processes:
     def _joining(self, root: nn.Module) -> Iterator[None]:
         before, self._is_joined = self._is_joined, True
         try:
-            with sharding.outer_weights(root):
+            with (self._weights or sharding).outer_weights(root):
                 yield
         finally:
             self._is_joined = before
@@ -141,12 +162,13 @@ class Processes:
         """
         if self._root is None:
             return nullcontext()
-        return sharding.whole_trained(self._root, keeps=self.is_main or is_changed, is_changed=is_changed)
+        sharer = self._weights or sharding
+        return sharer.whole_trained(self._root, keeps=self.is_main or is_changed, is_changed=is_changed)
 
     def settle(self) -> None:
         """Give back the shared weights that passes without gradients have left whole."""
         if self._root is not None and not self._is_joined:
-            sharding.settle(self._root)
+            (self._weights or sharding).settle(self._root)
 
     def trained(self, module: nn.Module) -> list[nn.Parameter]:
         """Return the weights of a module that are trained, as the optimizer has them."""
@@ -155,23 +177,39 @@ class Processes:
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return an optimizer's state with whole tensors, in the first process; all must call it."""
+        if self._zero is not None:
+            return self._zero.whole_state(keeps=self.is_main)
         state: dict[str, Any] = optimizer.state_dict()
         return state if self._root is None else sharding.whole_state(state, keeps=self.is_main)
 
     def restore_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """Restore the result of `optimizer_state`."""
+        if self._zero is not None:
+            self._zero.restore(state)
+            return
         if self._root is not None:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             state = sharding.shared_state(state, weights)
         optimizer.load_state_dict(dict(state))
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """Return a module whose gradients are averaged over all processes."""
+    def wrap(
+        self, module: nn.Module, optimizer: Optimizer, *, max_norm: float = 0.0
+    ) -> tuple[nn.Module, Optimizer]:
+        """Return a module whose gradients are averaged over all processes, and the optimizer to step.
+
+        Under loss scaling it skips steps whose gradients overflow. `max_norm`: bound of the gradients' norm,
+        as `clip` has it; 0 for none.
+        """
+        if self._weights:
+            self._weights.zero_grad()  # of passes that measured
+        elif isinstance(self.engine, DeepSpeed):
+            self._zero = ZeroOptimizer(module, optimizer, self.engine, self.device, max_norm)
+        if self._zero:
+            return self._zero.engine, cast("Optimizer", self._zero)
         # DistributedDataParallel would cost a single process time and memory for nothing
-        if self.number == 1 or self._root is not None:
-            return module
-        wrapped: nn.Module = self._accelerator.prepare_model(module)
-        return wrapped
+        if self.number > 1 and self._root is None:
+            module = self._accelerator.prepare_model(module)
+        return module, self.prepare(optimizer)
 
     def prepare(self, optimizer: Optimizer) -> Optimizer:
         """Return the optimizer to step; under loss scaling it skips steps whose gradients overflow."""
@@ -185,6 +223,9 @@ class Processes:
 
     def exchanging(self, module: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
         """Return a context for one micro-batch that exchanges gradients only in the last one of a step."""
+        if self._zero is not None:
+            self._zero.exchanging(is_last=is_last)
+            return nullcontext()
         # DistributedDataParallel would exchange in each backward pass, though only the step's sum is needed;
         # shared weights' gradients are exchanged in each, or every process would hold all of them
         if is_last or self._root is not None:
@@ -194,10 +235,15 @@ class Processes:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss to the weights', multiplied by the loss scale if there is one."""
-        self._accelerator.backward(loss)
+        if self._zero is not None:
+            self._zero.backward(loss)
+        else:
+            self._accelerator.backward(loss)
 
     def clip(self, weights: Iterable[nn.Parameter], max_norm: float) -> float:
         """Undo loss scaling, clip the gradients' norm to `max_norm` (0: no limit), return the norm before."""
+        if self._zero is not None:  # which clips with the bound that it was given
+            return self._zero.norm()
         # an infinite bound and not no call: accelerate undoes loss scaling in it
         norm = self._accelerator.clip_grad_norm_(weights, max_norm or math.inf)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glmtune.models.recomputing import layers_of
+from glmtune.training.zero import is_in_parts, part_of_weight
 
 
 def share_weights(root: nn.Module, device: torch.device, number: int) -> None:
@@ -131,15 +132,16 @@ def shared_state(state: Mapping[str, Any], weights: list[nn.Parameter]) -> dict[
 
 def is_shared_out(tensor: Tensor) -> bool:
     """Return True for a tensor of which this process holds a part."""
-    return isinstance(tensor, DTensor)
+    return isinstance(tensor, DTensor) or is_in_parts(tensor)
 
 
 def own_bytes(tensor: Tensor) -> int:
     """Return the bytes of a tensor that this process holds: of a shared one those of its part."""
-    held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return held.nbytes
+    return own_part(tensor).nbytes
 
 
 def own_part(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor."""
+    if is_in_parts(tensor):
+        return part_of_weight(tensor)
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

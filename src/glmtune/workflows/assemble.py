@@ -18,7 +18,7 @@ from glmtune.data.batches import Batch, collate, divide
 from glmtune.data.row import TrainingRow
 from glmtune.load import load_location, put_on_with_checks
 from glmtune.locations import Location
-from glmtune.methods import apply_method, begin_pruning, trainable_line
+from glmtune.methods import apply_method, begin_pruning, count_parameters, trainable_line
 from glmtune.methods.adalora import Pruning
 from glmtune.methods.freeze import read_unrounded
 from glmtune.models.dtype import Choice
@@ -74,8 +74,10 @@ class Run:
     base: Untrained
     model: CausalLM
     objective: ObjectiveModule
+    counts: tuple[int, int]
+    """The numbers of trained and of all weights."""
     module: nn.Module
-    """The objective, wrapped in DDP if there are several processes."""
+    """The objective, as it is called in steps: wrapped in DDP or DeepSpeed if there are several processes."""
     optimizer: Optimizer
     schedule: LRScheduler
     validation: list[Batch]
@@ -115,8 +117,9 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     settings, processes = plan.recipe.train, plan.processes
     new_figure()  # imports matplotlib: what a run takes later it takes before its memory is looked at
     meter = MemoryMeter(processes.device)
+    require_shareable(plan)
     if processes.engine.shares_weights:
-        objective, asked = yield from _load_shared(plan, meter)
+        objective, counts, optimizer, asked = yield from _load_shared(plan, meter)
     else:
         base = _load_base_to_train(plan)
         # before the method is applied: full and freeze change the base's own weights
@@ -125,7 +128,8 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         model = yield from _add_trainable_weights(base, plan.location, plan.recipe.method)
         yield Note(trainable_line(model))
         yield first_row(plan.tokenizer, plan.rows.train.rows)
-        objective = build_objective(model, plan.recipe.objective)
+        objective, counts = build_objective(model, plan.recipe.objective), count_parameters(model)
+        optimizer = None
     plan, untrained, reference = asked
     model = objective.model
     yield from keep_near_base(plan, objective)
@@ -135,8 +139,10 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
     processes.settle()
     limit = meter.limit(memory.free, mapped_bytes((*model.parameters(), *model.buffers())))
     torch.manual_seed(settings.seed + processes.rank)  # dropout differs between processes
-    optimizer = build_optimizer(model, settings)
+    optimizer = optimizer or build_optimizer(model, settings)
     schedule = build_schedule(optimizer, settings, plan.num_steps)
+    # after the schedule: that takes the plain optimizer, not the one with loss scaling around it
+    module, optimizer = processes.wrap(objective, optimizer, max_norm=settings.max_grad_norm)
     return Run(
         plan=plan,
         memory=memory,
@@ -145,9 +151,9 @@ def assemble(plan: Plan) -> Generator[Event, None, Run]:
         base=untrained,
         model=model,
         objective=objective,
-        module=processes.wrap(objective),
-        # after the schedule: that takes the plain optimizer, not the one with loss scaling around it
-        optimizer=processes.prepare(optimizer),
+        counts=counts,
+        module=module,
+        optimizer=optimizer,
         schedule=schedule,
         validation=[collate(part, plan.tokenizer.pad_token_id) for part in validation_parts(plan)],
         guard=Guard(
@@ -179,22 +185,26 @@ def _ask_base(
 
 def _load_shared(
     plan: Plan, meter: MemoryMeter
-) -> Generator[Event, None, tuple[ObjectiveModule, tuple[Plan, Untrained, Reference | None]]]:
-    """Return the objective with weights shared over the processes, and what `_ask_base` returns.
+) -> Generator[
+    Event, None, tuple[ObjectiveModule, tuple[int, int], Optimizer, tuple[Plan, Untrained, Reference | None]]
+]:
+    """Return the objective with weights shared over the processes, their numbers, the optimizer over them.
 
-    The model is mapped from its files, and shared layer by layer; so the method is applied before, and the
-    base asked after that, with the method's weights switched off.
+    Returns the result of `_ask_base` too. The model is mapped from its files, and shared layer by layer; so
+    the method is applied before, and the base asked after that, with the method's weights switched off.
     """
-    require_shareable(plan)
-    base, method = load_to_share(plan), plan.recipe.method
-    torch.manual_seed(plan.recipe.train.seed)  # new adapter weights are equal on every process
+    base, method, settings = load_to_share(plan), plan.recipe.method, plan.recipe.train
+    torch.manual_seed(settings.seed)  # new adapter weights are equal on every process
     model = yield from _add_trainable_weights(base, plan.location, method, is_widened=False)
+    counts = count_parameters(model)
     yield Note(trainable_line(model))
     yield first_row(plan.tokenizer, plan.rows.train.rows)
     objective = build_objective(model, plan.recipe.objective)
-    plan.processes.share(objective)
+    optimizer = plan.processes.share(
+        objective, lambda: build_optimizer(model, settings), max_norm=settings.max_grad_norm
+    )
     with without_adapter(model) if is_switched_off(plan) else nullcontext(), plan.processes.joined():
-        return objective, (yield from _ask_base(plan, model, meter))
+        return objective, counts, optimizer, (yield from _ask_base(plan, model, meter))
 
 
 def _load_base_to_train(plan: Plan) -> CausalLM:

@@ -14,7 +14,6 @@ from typing import Any
 from glmtune.data.batches import Batch, collate
 from glmtune.errors import TrainingError
 from glmtune.evaluation.forgetting import Forgetting
-from glmtune.methods import count_parameters
 from glmtune.recipe import Recipe
 from glmtune.reports.before_after import pair_answers
 from glmtune.run_files import (
@@ -71,7 +70,7 @@ def training(
         yield from restore_run(run)
         go_on_measuring(run)
     if run.is_main:  # only now: whatever was refused above has left no trace on disk
-        location, (num_trainable, num_all) = plan.location, count_parameters(run.model)
+        location, (num_trainable, num_all) = plan.location, run.counts
         facts = {  # for env.json
             "model": {
                 "name": location.name,

@@ -102,7 +102,8 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
         free = free_memory(processes.device, mapped)
         need = with_losses(need, objective, row, pad_id, processes, free=free)
     free = free_memory(processes.device, mapped)
-    state = state_bytes(objective, plan.recipe.train, num_processes=processes.number)
+    shared_by = processes.state_shared_by
+    state = state_bytes(objective, plan.recipe.train, num_processes=processes.number, shared_by=shared_by)
     update = update_bytes(objective, processes.device)
     answering = bytes_beside(plan, objective.model, need, device=processes.device, free=free)
     device = processes.device.type

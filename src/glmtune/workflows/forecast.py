@@ -190,7 +190,8 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
         max((len(row.input_ids) for row in part), default=0)
         for part in (plan.steps.rows, plan.rows.validation.rows)
     )
-    number, shared_by = plan.processes.number, plan.processes.shared_by
+    processes = plan.processes
+    number, shared_by = processes.number, max(processes.shared_by, processes.state_shared_by)
     state = state_bytes(run.model, plan.recipe.train, num_processes=number, shared_by=shared_by)
     device = torch.device(machine.device)
     update = update_bytes(run.model, device) // shared_by
@@ -209,7 +210,8 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
 
 
 def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, machine: Machine) -> Phase:
-    number, shared_by = plan.processes.number, plan.processes.shared_by
+    processes = plan.processes
+    number, shared_by = processes.number, max(processes.shared_by, processes.state_shared_by)
     gradients = state_bytes(run.model, None, num_processes=number, shared_by=shared_by)
     step = memory.need.parts_at(choice.extent, recomputed=choice.recomputed)
     _, validated = extents(plan, memory, choice.size)

@@ -31,7 +31,7 @@ def record_memory(run: "Run") -> None:
     mapped = mapped_bytes((*run.model.parameters(), *run.model.buffers()))
     measured = {**weights, "process": process}
     if step := phases.get("step"):
-        gradients = state_bytes(run.model, None, num_processes=run.processes.number)
+        gradients = _gradients(run)
         states = (value for values in run.optimizer.state.values() for value in values.values())
         state = sum(own_bytes(value) for value in states if isinstance(value, Tensor))  # not a step's number
         held = {**weights, "gradients": gradients, "optimizer": state}
@@ -61,7 +61,7 @@ def predicted_parts(run: "Run") -> dict[str, int]:
     trained, _ = extents(plan, memory, settings.micro_batch_size)
     wanted, num_layers = settings.gradient_checkpointing, memory.need.num_layers
     recomputed = num_layers * wanted if isinstance(wanted, bool) else int(wanted)
-    gradients = state_bytes(run.model, None, num_processes=plan.processes.number)
+    gradients = _gradients(run)
     return {
         **weights_by_part(run.model, plan.recipe.method.kept),
         "gradients": gradients,
@@ -69,6 +69,11 @@ def predicted_parts(run: "Run") -> dict[str, int]:
         "activations": memory.need.bytes_at(trained, recomputed=recomputed),
         "process": run.meter.process,
     }
+
+
+def _gradients(run: "Run") -> int:
+    number, shared_by = run.processes.number, run.processes.state_shared_by
+    return state_bytes(run.model, None, num_processes=number, shared_by=shared_by)
 
 
 def go_on_measuring(run: "Run") -> None:

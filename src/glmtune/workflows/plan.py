@@ -12,6 +12,7 @@ import torch
 from glmtune.data.batches import Steps
 from glmtune.data.mixture import count_draws
 from glmtune.errors import ConfigError
+from glmtune.extras import require_installed
 from glmtune.families import identify_family
 from glmtune.load import choose_type, tokenizer_of
 from glmtune.locations import Location, resolve
@@ -23,7 +24,7 @@ from glmtune.models.loaders import suppose_weights
 from glmtune.possible import require_possible
 from glmtune.processor import has_bf16
 from glmtune.recipe import Method, Recipe, Train
-from glmtune.recipe.distributed import EngineSettings
+from glmtune.recipe.distributed import DeepSpeed, EngineSettings
 from glmtune.recipe.train import DEFAULT_EPOCHS
 from glmtune.tokenizers.protocol import Tokenizer
 from glmtune.training.optim import find_optimizer
@@ -181,7 +182,7 @@ def start_processes(device: str, engine: EngineSettings, *, begins: bool = True)
     """Return the processes that were started together, for an engine.
 
     Raises `ConfigError` for one fixed card (`cuda:1`), and for a run that begins in a single process whose
-    engine shares weights.
+    engine shares weights or means; `MissingDependencyError` for DeepSpeed without its package.
     """
     if device == BALANCED:
         raise ConfigError(
@@ -194,7 +195,9 @@ def start_processes(device: str, engine: EngineSettings, *, begins: bool = True)
             hint=f"choose the card outside: `CUDA_VISIBLE_DEVICES={device[5:]} glmtune train ...`",
         )
     processes = Processes(resolve_device(device), engine=engine)
-    if begins and processes.number == 1 and engine.shares_weights:
+    if begins and isinstance(engine, DeepSpeed):
+        require_installed("deepspeed", extra="deepspeed")  # before anything is loaded
+    if begins and processes.number == 1 and engine.shares_state:
         raise ConfigError(
             f"distributed.name: {engine.name}, but this is one process, with none to share weights with",
             hint="several: `glmtune train ... --nproc 2`; one: distributed=ddp",

@@ -1,4 +1,4 @@
-"""Runs whose weights are shared out over processes: what cannot be shared, and how the model is loaded."""
+"""Runs whose weights or means are shared out over processes: what cannot be, and how the model is loaded."""
 
 from collections import Counter
 from math import prod
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def require_shareable(plan: "Plan") -> None:
-    """Raise `ConfigError` for the first setting that does not go together with shared weights."""
+    """Raise `ConfigError` for the first setting that does not go together with what the engine shares."""
+    if not plan.recipe.distributed.shares_state:
+        return
     name = plan.recipe.distributed.name
     for setting, problem, hint in _obstacles(plan):
         raise ConfigError(f"distributed.name: {name}, but {setting}: {problem}", hint=hint)
@@ -29,19 +31,21 @@ def require_shareable(plan: "Plan") -> None:
 def _obstacles(plan: "Plan") -> "Iterator[tuple[str, str, str]]":
     """Yield setting, problem and cure of each obstacle."""
     recipe, location = plan.recipe, plan.location
-    method, train, whole = recipe.method, recipe.train, "or distributed=ddp: each process holds all weights"
-    if quant := recipe.quant or location.quant:
-        yield f"quant={quant}", "codes are not shared out", f"quant=null; {whole}"
+    method, train, whole = recipe.method, recipe.train, "or distributed=ddp: each process holds all of it"
     if METHODS[method.name].begin:
         problem = "its pruning ranks the factors of all layers together"
         yield f"method={method.name}", problem, f"method=lora; {whole}"
-    if method.model_dump().get("use_dora"):
-        yield "method.use_dora=true", "its lengths are of whole rows", f"method.use_dora=false; {whole}"
     if train.optimizer != type(train)().optimizer:
         problem = "its codes are of whole weights"
         yield f"train.optimizer={train.optimizer}", problem, f"train.optimizer=adamw; {whole}"
     if plan.processes.precision == "fp16":
         yield "train.precision=fp16", "loss scaling is per process", f"train.precision=bf16 or fp32; {whole}"
+    if not recipe.distributed.shares_weights:
+        return
+    if quant := recipe.quant or location.quant:
+        yield f"quant={quant}", "codes are not shared out", f"quant=null; {whole}"
+    if method.model_dump().get("use_dora"):
+        yield "method.use_dora=true", "its lengths are of whole rows", f"method.use_dora=false; {whole}"
     if method.kept is TrainedPart.WEIGHTS and location.adapter:
         yield "model", "its weights replace the base's, which must be asked first", f"name its base; {whole}"
     if method.kept is TrainedPart.PREFIX and not is_switched_off(plan):

@@ -122,7 +122,7 @@ ELSEWHERE = {
     "max_source_length=64": "here that is data.max_source_tokens=64",
     "per_device_train_batch_size=4": "here that is train.micro_batch_size=4; train.batch_size counts",
     "report_to=wandb": "did you mean train.report_to=...?",
-    "deepspeed=ds.json": "leave it out: each process holds the whole model; several cards: `torchrun",
+    "deepspeed=ds.json": "leave it out: distributed=deepspeed is its engine here; several cards: `torchrun",
     "method=qlora": "here that is method=lora quant=nf4",
     "method=P-Tuning": "did you mean method=ptuning?",
     "method=ptuning_v2": "here that is method=ptuning",
