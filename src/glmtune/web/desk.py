@@ -195,6 +195,7 @@ class Desk:
         def submit() -> Stream:
             loaded = self._loaded.get(opened.key)
             if loaded is None:  # another visitor's model took its place meanwhile
+                self._let_go(())
                 loaded = self._loaded[opened.key] = self._load(opened.location, opened.key[1])
             if loaded.adapters and opened.adapter and opened.adapter not in loaded.adapters.names:
                 loaded.adapters.add(opened.adapter, opened.adapter)
