@@ -85,12 +85,11 @@ def _fill(page: gr.Blocks, site: Site, desk: Desk, words: Words) -> None:
             chat = ChatTab(desk, words, path=site.path, runs=site.runs, is_public=site.is_public)
             model = chat.build(page)
         with gr.Tab(words("tab_runs"), id="runs") as watched:
-            chosen = RunsTab(words, runs=site.runs, is_public=site.is_public).build(
-                page, watched, tabs, model
-            )
+            watching = RunsTab(words, runs=site.runs, is_public=site.is_public)
+            chosen, told = watching.build(page, watched, tabs, model)
         if not site.is_public:
             with gr.Tab(words("tab_train"), id="train"):
-                TrainTab(words, path=site.path, runs=site.runs).build(chosen)
+                TrainTab(words, path=site.path, runs=site.runs).build(tabs, chosen, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,11 @@ def open_page(site: Site) -> OpenPage:
             quiet=True,
             # else `launch` would not return, and the address could not be told
             prevent_thread_lock=True,
-            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
+            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS).set(
+                # Gradio's own greys have a contrast of 2 to 1; https://www.w3.org/TR/WCAG22/ asks for 4.5
+                body_text_color_subdued="*neutral_600",
+                body_text_color_subdued_dark="*neutral_300",
+            ),
             css=read_text(CSS) + part_style(".gt-report"),
             head=f"<script>{chart_script()}</script>",
             footer_links=[],
