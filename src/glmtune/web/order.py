@@ -156,10 +156,12 @@ def plan_lines(outlook: Outlook, words: Words) -> list[str]:
     free = in_bytes(here.machine.free)
     if here.fits:
         needed = in_bytes(max(phase.num_bytes for phase in here.phases))
-        room = words("fits", needed=needed, free=free, machine=here.machine.name, disk=in_bytes(here.disk))
+        room = words(
+            "fits", needed=needed, free=free, machine=words("this_machine"), disk=in_bytes(here.disk)
+        )
     else:
         key = "fits_after" if here.override else "fits_not"
-        room = words(key, free=free, machine=here.machine.name, hint=here.override or here.hint)
+        room = words(key, free=free, machine=words("this_machine"), hint=here.override or here.hint)
     told = [
         room,
         words(

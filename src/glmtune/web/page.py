@@ -33,6 +33,8 @@ class Site:
 
     path: Path | None = None
     """Model, run or adapter that is opened first; None: the newest run, else glm-tiny."""
+    base: Path | None = None
+    """Base of the adapter at `path`, if it records none or has moved."""
     runs: Path = Path("runs")
     """Folder of the runs that are shown, and that new ones go to."""
     host: str = "127.0.0.1"
@@ -108,7 +110,9 @@ class OpenPage:
 
 def open_page(site: Site) -> OpenPage:
     """Serve the page. Raises `ConfigError` if its port is taken or no public link can be had."""
-    page = build_page(site, Desk(dtype=site.dtype, device=site.device, quant=site.quant))
+    bases = {str(site.path): site.base} if site.base else {}
+    desk = Desk(dtype=site.dtype, device=site.device, quant=site.quant, bases=bases)
+    page = build_page(site, desk)
     try:
         _, address, public = page.launch(
             server_name=site.host,
