@@ -133,12 +133,14 @@ def open_page(site: Site) -> OpenPage:
             ssr_mode=False,
             run_history=False,
             enable_monitoring=False,
+            # no look at its own page: on a busy machine that comes too late, and ends the program
+            _frontend=False,
             app_kwargs={"middleware": [Middleware(ByBrowser)]},
         )
-    except (OSError, ValueError) as err:  # ValueError: Gradio could not reach its own page
+    except OSError as err:
         raise ConfigError(
             f"--port {site.port}: {err}",
-            hint="something listens there: choose another, or 0 for a free one; else try NO_PROXY=127.0.0.1",
+            hint="something listens there: choose another, or 0 for a free one",
         ) from err
     if site.is_public and not public:
         page.close()

@@ -11,6 +11,7 @@ import pytest
 from full_run import HOSTILE, write_full_run
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.run_files import make_folder
+from glmtune.web import offers
 from glmtune.web.offers import offered
 from glmtune.web.order import (
     Form,
@@ -94,10 +95,15 @@ def test_two_visitors_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
     assert [path.read_text(encoding="utf-8") for path in kept] == [str(number) for number in range(8)]
 
 
-def test_the_last_checkpoint_is_offered_where_it_is_not_the_best(tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_offered_where_it_is_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "runs")
     run = write_full_run(tmp_path / "runs" / "one")
+    [entry] = offers.runs_in(tmp_path / "runs")
+    monkeypatch.setattr(offers, "runs_in", lambda _: [replace(entry, size_bytes=1)])  # as with weights
     for name in ("step-000010", "step-000060"):
-        make_folder(run / "checkpoints" / name)
+        (run / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
     for best, is_offered in (("step-000060", False), ("step-000010", True)):
         for name, step in (("best", best), ("last", "step-000060")):
             (run / name).unlink(missing_ok=True)
