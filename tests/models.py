@@ -115,6 +115,7 @@ def huge_folder(folder: Path, *, num_layers: int = 28) -> Path:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"num_layers": num_layers, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
                "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
+    config.pop("num_hidden_layers", None)  # another name of num_layers
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with torch.device("meta"):
         model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))

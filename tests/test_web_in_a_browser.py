@@ -347,7 +347,7 @@ def test_a_question_typed_during_an_answer_stays_and_clear_ends_the_answer(visit
 
 
 def test_a_thought_is_folded_and_two_runs_are_compared_on_a_phone(browser: Browser, tmp_path: Path) -> None:
-    tiny_hf_folder(tmp_path / "thinker", "glm4", template="glmz1")
+    tiny_hf_folder(tmp_path / "thinker", "GLM-4-0414", template="glmz1")
     for name in ("one", "two"):
         write_full_run(tmp_path / "runs" / name)
     with serving(tmp_path, "thinker") as address:
