@@ -109,13 +109,12 @@ def tiny_folder(
     return folder
 
 
-def huge_folder(folder: Path, *, num_layers: int = 28) -> Path:
+def huge_folder(folder: Path) -> Path:
     """The tiny model's folder with the shapes of ChatGLM3-6B: its 28 layers are 12 GB that take no room."""
     tiny_folder(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"num_layers": num_layers, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
+    config |= {"num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
                "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
-    config.pop("num_hidden_layers", None)  # another name of num_layers
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with torch.device("meta"):
         model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))

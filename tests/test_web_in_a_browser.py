@@ -305,16 +305,18 @@ def test_a_broken_file_and_an_impossible_setting_are_sentences_and_nothing_start
 
 
 def test_a_model_that_does_not_fit_is_told_and_cannot_be_started(visit: type[Visitor], folder: Path) -> None:
-    huge_folder(folder / "huge", num_layers=280)
+    huge_folder(folder / "huge")
     me = visit()  # type: ignore[call-arg]
     me.tab("Train")
     me.page.locator(".gt-train-model input").fill("huge")
     me.page.locator(".gt-train-model input").press("Enter")
     me.page.locator(".gt-rows input, .gt-rows textarea").first.fill("mine.json")
+    me.page.get_by_label("full", exact=True).check()
     me.page.locator("button.gt-check").click()
     me.has("It does not fit")
     expect(me.page.locator("button.gt-begin")).to_be_disabled()
     me.choose(".gt-train-model", "glm-tiny")
+    me.page.get_by_label("lora", exact=True).check()
     me.page.locator("button.gt-check").click()
     me.has("It fits")
     expect(me.page.locator("button.gt-begin")).to_be_enabled()
@@ -348,6 +350,7 @@ def test_a_question_typed_during_an_answer_stays_and_clear_ends_the_answer(visit
 
 def test_a_thought_is_folded_and_two_runs_are_compared_on_a_phone(browser: Browser, tmp_path: Path) -> None:
     tiny_hf_folder(tmp_path / "thinker", "GLM-4-0414", template="glmz1")
+    (tmp_path / "runs").mkdir()
     for name in ("one", "two"):
         write_full_run(tmp_path / "runs" / name)
     with serving(tmp_path, "thinker") as address:
