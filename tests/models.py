@@ -1,6 +1,7 @@
 """Tiny random models and rows of random ids."""
 
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,26 @@ def tiny_folder(
     model = tiny_model(padded_vocab_size=len(tokenizer) + 3, **settings)
     _make_lively(model, embeddings=lively, layers=lively)
     model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def huge_folder(folder: Path) -> Path:
+    """The tiny model's folder with the shapes of ChatGLM3-6B: its 28 layers are 12 GB that take no room."""
+    tiny_folder(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config |= {"num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
+               "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with torch.device("meta"):
+        model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))
+    header, end = {}, 0
+    for name, weight in model.state_dict().items():
+        start, end = end, end + 2 * weight.numel()
+        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
     return folder
 
 

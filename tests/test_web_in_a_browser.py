@@ -4,17 +4,21 @@ width. Every host but this one is out of reach, and the console stays empty."""
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Route, expect, sync_playwright
 
 from browser import PROGRAM
+from full_run import write_full_run
 from glmtune.locations import BUNDLED
+from models import huge_folder, tiny_hf_folder
 from tuned import tune
 
 pytestmark = [
@@ -42,14 +46,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def address(folder: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "glmtune", "web", "adapter", "--port", "0", "--device", "cpu"]
+@contextmanager
+def serving(folder: Path, *words: str) -> Iterator[str]:
+    """The address of a page of its own."""
+    command = [sys.executable, "-m", "glmtune", "web", *words, "--port", "0", "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
         yield server.stdout.readline().removeprefix("> ").strip()
         server.terminate()
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path) -> Iterator[str]:
+    with serving(folder, "adapter") as address:
+        yield address
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +189,8 @@ def test_a_question_is_answered_stopped_retried_edited_and_cleared(visit: type[V
     box.fill("再见")
     me.page.get_by_label("Submit").click()
     expect(me.page.locator(".block.gt-tuned [data-testid=user]")).to_have_text("再见")
-    expect(me.page.locator(".block.gt-tuned [data-testid=bot]")).not_to_have_text(shorter)
+    old = me.page.locator(".block.gt-tuned [data-testid=bot]").filter(has_text=shorter.partition("\n")[0])
+    expect(old).to_have_count(0)
     me.has("cut at 4 tokens")
     [edited] = me.answers(1)
     me.choose(".gt-model", "glm-tiny")
@@ -278,3 +302,102 @@ def test_a_broken_file_and_an_impossible_setting_are_sentences_and_nothing_start
     me.page.locator("button.gt-check").click()
     me.has(re.compile(r"error: train\.epochs"))
     expect(me.page.locator("button.gt-begin")).to_be_disabled()
+
+
+def test_a_model_that_does_not_fit_is_told_and_cannot_be_started(visit: type[Visitor], folder: Path) -> None:
+    huge_folder(folder / "huge")
+    me = visit()  # type: ignore[call-arg]
+    me.tab("Train")
+    me.page.locator(".gt-train-model input").fill("huge")
+    me.page.locator(".gt-train-model input").press("Enter")
+    me.page.locator(".gt-rows input, .gt-rows textarea").first.fill("mine.json")
+    me.page.get_by_label("full", exact=True).check()
+    me.page.locator("button.gt-check").click()
+    me.has("It does not fit")
+    expect(me.page.locator("button.gt-begin")).to_be_disabled()
+    me.choose(".gt-train-model", "glm-tiny")
+    me.page.get_by_label("lora", exact=True).check()
+    me.page.locator("button.gt-check").click()
+    me.has("It fits")
+    expect(me.page.locator("button.gt-begin")).to_be_enabled()
+    me.page.locator(".gt-epochs input, .gt-epochs textarea").first.fill("7")
+    expect(me.page.locator("button.gt-begin")).to_be_disabled()
+    assert not (folder / "runs/glm-tiny-lora").exists()
+
+
+def test_a_question_typed_during_an_answer_stays_and_clear_ends_the_answer(visit: type[Visitor]) -> None:
+    me = visit()  # type: ignore[call-arg]
+    me.choose(".gt-model", "glm-tiny")
+    me.has("glm-tiny is ready")
+    me.page.get_by_text("How it answers").click()
+    me.set(temperature=0, max_new_tokens=3000)
+    me.ask(ENDLESS)
+    bot = me.page.locator(".block.gt-tuned [data-testid=bot]")
+    bot.wait_for()
+    seen = bot.inner_text()
+    expect(bot).not_to_have_text(seen)  # it streams
+    me.ask("你好")
+    me.page.wait_for_timeout(1000)
+    assert me.page.locator(".gt-question textarea").input_value() == "你好"
+    me.page.get_by_label("Clear").first.click()
+    me.has("Ask something")
+    expect(me.page.locator("button.gt-send")).to_be_visible(timeout=PATIENCE_MS)
+    assert bot.count() == 0
+    me.page.locator("button.gt-send").click()
+    me.has(re.compile(r"^[0-9.]+ s$"))
+    assert len(me.answers(1)) == 1
+
+
+def test_a_thought_is_folded_and_two_runs_are_compared_on_a_phone(browser: Browser, tmp_path: Path) -> None:
+    tiny_hf_folder(tmp_path / "thinker", "GLM-4-0414", template="glmz1")
+    (tmp_path / "runs").mkdir()
+    for name in ("one", "two"):
+        write_full_run(tmp_path / "runs" / name)
+    with serving(tmp_path, "thinker") as address:
+        me = Visitor(browser, address, width=PHONE)
+        me.has("thinker is ready")
+        me.page.get_by_text("How it answers").click()
+        me.set(max_new_tokens=8)
+        me.ask("你好")
+        me.has("cut at 8 tokens")
+        me.page.locator(".block.gt-tuned").get_by_text("thought").wait_for()
+        me.tab("Runs")
+        me.page.locator(".gt-reports path.line").first.wait_for()
+        alone = me.page.locator(".gt-reports").inner_text()
+        for name in ("one", "two"):
+            if not me.page.locator(".gt-runs .token", has_text=name).count():
+                me.choose(".gt-runs", name)
+        me.page.locator(".gt-reports").get_by_text("side by side").first.wait_for()
+        assert me.page.locator(".gt-reports").inner_text() != alone
+        assert me.page.evaluate("document.documentElement.scrollWidth") <= PHONE
+        me.close()
+
+
+def test_a_full_disk_is_a_sentence_nothing_is_lost_and_the_page_goes_on(
+    browser: Browser, folder: Path, small_disk: Path
+) -> None:
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**12))
+    with serving(small_disk, "--runs", "runs") as address:
+        me = Visitor(browser, address)
+        me.tab("Train")
+        me.page.locator(".gt-upload input[type=file]").set_input_files(folder / "mine.json")
+        me.has(re.compile("error: .*No space left on device"))
+        assert not list(small_disk.glob("uploads/*"))
+        me.page.locator(".gt-rows input, .gt-rows textarea").first.fill(str(folder / "mine.json"))
+        me.page.get_by_text("More settings").click()
+        me.page.locator(".gt-more textarea").fill("\n".join(QUICK))
+        me.page.locator("button.gt-check").click()
+        me.has("It fits")
+        me.page.locator("button.gt-begin").click()
+        me.has(re.compile("error: .*(No space left on device|free)"))
+        ballast.unlink()
+        me.page.locator(".gt-upload input[type=file]").set_input_files(folder / "mine.json")
+        me.has("第 0 个回答</s>")
+        assert (small_disk / "uploads/mine.json").read_bytes() == (folder / "mine.json").read_bytes()
+        me.tab("Chat")
+        me.page.get_by_text("How it answers").click()
+        me.set(max_new_tokens=4)
+        me.ask("你好")
+        assert len(me.answers(1)) == 1
+        me.close()

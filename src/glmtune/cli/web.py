@@ -13,6 +13,7 @@ from glmtune.cli.console import MODEL, PATH, loading_options
 @click.option("--port", type=click.IntRange(0, 65535), default=7860, show_default=True, help="0: a free one.")
 @click.option("--share", is_flag=True, help="Also a public link, through Gradio's servers: it answers and "
               "shows runs, but starts no training.")  # fmt: skip
+@click.option("--base", type=PATH, help="Base model of the adapter at PATH, if it has moved.")
 @click.option("--runs", type=PATH, default="runs", show_default=True, help="Folder of the runs.")
 @loading_options
 def web(
@@ -20,6 +21,7 @@ def web(
     host: str,
     port: int,
     share: bool,
+    base: Path | None,
     runs: Path,
     dtype: str,
     quant: str | None,
@@ -40,7 +42,7 @@ def web(
     require("gradio", extra="web")
     from glmtune.web.page import Site, open_page
 
-    site = Site(path, runs, host, port, is_public=share, dtype=dtype, device=device, quant=quant)
+    site = Site(path, base, runs, host, port, is_public=share, dtype=dtype, device=device, quant=quant)
     if share:
         click.echo("warning: a public link is public: whoever has it talks to these models", err=True)
     elif host not in ("127.0.0.1", "localhost", "::1"):

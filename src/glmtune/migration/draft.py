@@ -63,6 +63,8 @@ class RecipeDraft:
     nodes: int = 1
     devices: str = ""
     """CUDA_VISIBLE_DEVICES; empty if not set."""
+    port: str = ""
+    """Port of a page in the browser; empty for a program without one."""
     output: str = ""
     """The folder that the official program wrote to."""
 

@@ -6,9 +6,12 @@ from dataclasses import dataclass, field
 
 from glmtune.migration.shell import Command
 
-PROGRAMS = ("main.py", "web_demo.py", "cli_demo.py", "finetune_hf.py")
+PROGRAMS = ("main.py", "web_demo.py", "web_demo2.py", "cli_demo.py", "finetune_hf.py")
 """The official programs that can be migrated. Source: github.com/THUDM/ChatGLM-6B and ChatGLM2-6B
 (ptuning/), github.com/THUDM/ChatGLM3 (finetune_demo/)."""
+PORTS = {"web_demo.py": "7860", "web_demo2.py": "8501"}
+"""Ports of the pages, which are Gradio's and Streamlit's own. Sources: https://www.gradio.app/docs/gradio/blocks,
+https://docs.streamlit.io/develop/api-reference/configuration/config.toml"""
 
 # how torchrun, deepspeed and accelerate name the processes of a node, and the nodes
 _COUNTS = ("nproc_per_node", "num_gpus", "num_processes")

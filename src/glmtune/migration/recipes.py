@@ -67,7 +67,7 @@ def _free_target(draft: RecipeDraft, output: Path, taken: Sequence[Path | None])
 
 
 def commands(draft: RecipeDraft, target: Path | None) -> list[str]:
-    """Return the commands to type: a migration of old weights first, then the run or the chat."""
+    """Return the commands to type: a migration of old weights first, then the run, or chat and page."""
     cards = f"CUDA_VISIBLE_DEVICES={draft.devices} " if draft.devices else ""
     if draft.verb != "chat":
         open_words = " ".join(f"{key}={_TYPED[key]}" for key in draft.open)
@@ -81,11 +81,14 @@ def commands(draft: RecipeDraft, target: Path | None) -> list[str]:
             )
             torchrun = f"torchrun {nodes} --nproc-per-node {per_node} -m "
         return [*first, f"{cards}{torchrun}{run}"]
-    chat = ["glmtune chat", _quoted(draft, "model")]
+    asked = [_quoted(draft, "model")]
     if "base" in draft.settings:
-        chat += ["--base", _quoted(draft, "base")]
-    chat += ["--quant", draft.settings["quant"]] if "quant" in draft.settings else []
-    return [*_migrate_first(draft), cards + " ".join(chat)]
+        asked += ["--base", _quoted(draft, "base")]
+    asked += ["--quant", draft.settings["quant"]] if "quant" in draft.settings else []
+    typed = [f"{cards}glmtune chat {' '.join(asked)}"]
+    if draft.port:
+        typed.append(f"{cards}glmtune web {' '.join(asked)} --port {shlex.quote(draft.port)}")
+    return [*_migrate_first(draft), *typed]
 
 
 def _quoted(draft: RecipeDraft, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Migrate train.sh, train_chat.sh, ds_train_finetune.sh, evaluate*.sh and web_demo.sh to recipe drafts.
+"""Migrate train.sh, train_chat.sh, ds_train_finetune.sh, evaluate*.sh, web_demo.sh to recipe drafts.
 
 Source: ptuning/ of github.com/THUDM/ChatGLM-6B and github.com/THUDM/ChatGLM2-6B: main.py, its arguments.py
 and those scripts.
@@ -13,7 +13,7 @@ from glmtune.errors import ConfigError, GlmtuneError
 from glmtune.files import is_there, read_text
 from glmtune.migration.configs import draft_config
 from glmtune.migration.draft import RecipeDraft
-from glmtune.migration.launch import Launch, find_launches
+from glmtune.migration.launch import PORTS, Launch, find_launches
 from glmtune.migration.shell import read_commands
 from glmtune.migration.trainer import carry_training, hold_out
 from glmtune.quants import BITS
@@ -32,7 +32,7 @@ def read_script(path: Path, base: str | None = None) -> list[RecipeDraft]:
     if not launches:
         raise ConfigError(
             f"{path}: starts none of the official programs",
-            hint="known are main.py, web_demo.py and cli_demo.py of ptuning/, and finetune_hf.py",
+            hint="known are main.py, web_demo.py, cli_demo.py of ptuning/, web_demo2.py, finetune_hf.py",
         )
     # the trainings of all scripts next to this one: an evaluation or chat may read the checkpoint of one
     trainings: list[RecipeDraft] = []
@@ -66,8 +66,10 @@ def _draft(launch: Launch, path: Path, base: str | None, trainings: Sequence[Rec
     draft = _with_launch(
         RecipeDraft(where, path.stem, path.parent, dict(launch.flags), launch.command.unset), launch
     )
-    if launch.program != "main.py":  # web_demo.py, cli_demo.py: a command to type, no recipe
+    if launch.program != "main.py":  # web_demo.py, cli_demo.py: commands to type, no recipe
         draft.verb = "chat"
+        if launch.program in PORTS:
+            draft.port = draft.take("server.port", PORTS[launch.program]) or ""
         _put_answering(draft, base, trainings)
     elif is_on(launch.flags, "do_train"):
         _read_training(draft, base)

@@ -60,11 +60,10 @@ class ChatTab:
 
     def _lay_out_head(self) -> None:
         words = self._words
-        choices = self._choices()
         with gr.Row():
             self._model = gr.Dropdown(
-                choices,
-                value=choices[0][1],
+                self._choices(),
+                value=None,  # chosen as the page is opened: the newest run may be newer than the program
                 label=words("model"),
                 info=None if self._is_public else words("model_info"),
                 allow_custom_value=not self._is_public,
@@ -146,27 +145,33 @@ class ChatTab:
         def then_answer(event: Any) -> None:  # Any: Gradio's Dependency
             answer = event.then(self.answer, [*asked, *self._sampling], answered, **private)
             # whatever has happened: nobody is left with a page that only stops
-            ready = (gr.update(visible=True), gr.update(visible=False))
-            answer.then(lambda: ready, None, [self._send, self._stop], show_progress="hidden", **private)
+            buttons = [self._send, self._stop]
+            answer.then(self.settle, self._exchanges, buttons, show_progress="hidden", **private)
 
         typed = [self._question, self._exchanges]
+        taken = [*typed, *self._bots]
         for begin in (self._question.submit, self._send.click):
-            then_answer(begin(self.take, typed, typed, **private))
+            then_answer(begin(self.take, typed, taken, **private))
         tuned = self._bots[0]
-        then_answer(tuned.retry(self.retry, [self._exchanges], [self._exchanges], **private))
-        then_answer(tuned.edit(self.edit, [self._exchanges], [self._exchanges], **private))
-        tuned.undo(self.undo, [self._exchanges], [*typed[::-1], *self._bots], **private)
+        for ask_anew, change in ((tuned.retry, self.retry), (tuned.edit, self.edit)):
+            then_answer(ask_anew(change, self._exchanges, taken[1:], **private))
+        tuned.undo(self.undo, self._exchanges, taken, **private)
         for bot in self._bots:
-            bot.clear(lambda: ([], [], [], ""), None, [*answered[:3], self._status], **private)
-        self._stop.click(self.stop, None, None, **private)
+            bot.clear(self.clear, self._exchanges, [*taken[1:], self._status], **private)
+        self._stop.click(self.stop, self._exchanges, None, **private)
         self._compare.change(self.show_base, [self._compare, self._exchanges], self._bots[1], **private)
         self._model.focus(lambda: gr.update(choices=self._choices()), None, self._model, **private)
         self._model.change(self.open_model, self._model, opened, **private)
-        page.load(self.open_model, self._model, opened, **private)
-        page.unload(self.stop)
+        page.load(self.choose_first, None, self._model, **private)
+        page.unload(self.leave)
 
     def _choices(self) -> list[tuple[str, str]]:
         return offered(self._path, self._runs)
+
+    def choose_first(self) -> Any:
+        """Choose the first of the models that there are now; to choose one is to open it."""
+        choices = self._choices()
+        return gr.update(choices=choices, value=choices[0][1])
 
     def open_model(self, path: str) -> Iterator[list[Any]]:
         """Open the chosen model; show its own sampling settings."""
@@ -190,26 +195,40 @@ class ChatTab:
         numbers = [temperature, own.top_p, own.top_k, own.repetition_penalty, own.max_new_tokens]
         yield [lines(told), *labels, *numbers]
 
-    def take(self, question: str, exchanges: Exchanges) -> tuple[str, Exchanges]:
-        """Move what was typed into the conversation."""
-        return "", [*exchanges, Exchange(question)] if question.strip() else exchanges
+    def take(self, question: str, exchanges: Exchanges) -> list[Any]:
+        """Move what was typed into the conversation; it stays where it is while an answer is written."""
+        if not question.strip() or (exchanges and exchanges[-1].state != "over"):
+            return [gr.skip()] * 4
+        return ["", *self._as_shown([*exchanges, Exchange(question)])]
 
-    def retry(self, exchanges: Exchanges, event: gr.RetryData) -> Exchanges:
+    def retry(self, exchanges: Exchanges, event: gr.RetryData) -> list[Any]:
         """Ask a question again; what came after it is gone."""
         number = find_exchange(exchanges, 0, _index(event), self._words)
-        return [*exchanges[:number], Exchange(exchanges[number].question)]
+        return self._as_shown([*exchanges[:number], Exchange(exchanges[number].question)])
 
-    def edit(self, exchanges: Exchanges, event: gr.EditData) -> Exchanges:
+    def edit(self, exchanges: Exchanges, event: gr.EditData) -> list[Any]:
         """Ask a question as it was changed; what came after it is gone."""
         number = find_exchange(exchanges, 0, _index(event), self._words)
-        return [*exchanges[:number], Exchange(as_typed(str(event.value)))]
+        return self._as_shown([*exchanges[:number], Exchange(as_typed(str(event.value)))])
 
     def undo(self, exchanges: Exchanges, event: gr.UndoData) -> list[Any]:
         """Take a question and its answer back, to be typed anew."""
         number = find_exchange(exchanges, 0, _index(event), self._words)
-        rest = exchanges[:number]
-        shown = [bubbles(rest, side, self._words) for side in range(len(self._bots))]
-        return [rest, exchanges[number].question, *shown]
+        return [exchanges[number].question, *self._as_shown(exchanges[:number])]
+
+    def clear(self, request: gr.Request, exchanges: Exchanges) -> list[Any]:
+        """Forget the conversation, and end an answer that is on its way."""
+        self.stop(request, exchanges)
+        exchanges.clear()  # the list itself, which the answer on its way shows
+        return [*self._as_shown(exchanges), ""]
+
+    def settle(self, exchanges: Exchanges) -> list[Any]:
+        """Be ready for the next question, unless another answer is being written."""
+        is_running = bool(exchanges) and exchanges[-1].state in ("answering", "stopping")
+        return [gr.update(visible=not is_running), gr.update(visible=is_running)]
+
+    def _as_shown(self, exchanges: Exchanges) -> list[Any]:
+        return [exchanges, *(bubbles(exchanges, side, self._words) for side in range(len(self._bots)))]
 
     def answer(
         self,
@@ -223,9 +242,11 @@ class ChatTab:
         *sampling: float,
     ) -> Iterator[list[Any]]:
         """Answer the last question, if it has no answer yet, by the model and perhaps its base."""
-        if not exchanges or exchanges[-1].answers:
+        if not exchanges or exchanges[-1].state != "asked":
             yield [gr.skip()] * 6
             return
+        latest, owner = exchanges[-1], str(request.session_hash)
+        latest.state = "answering"
         yield self._shown(exchanges, is_running=True)
         settings: dict[str, Any] = dict(zip(SAMPLING, sampling, strict=True))
         try:
@@ -234,36 +255,38 @@ class ChatTab:
             if is_compared and opened[0].is_tuned:
                 # without `keep` the base could push the tuned one out of memory
                 opened.append(self._desk.open(path, untuned=True, keep=[opened[0].key]))
-            askings = [
-                self._desk.ask(
-                    each,
-                    messages_for(
-                        exchanges,
-                        side,
-                        system=system,
-                        taught=each.taught,
-                        is_multi_turn=rounds == "2",
-                    ),
-                    settings,
-                    owner=str(request.session_hash),
+            asked: list[list[dict[str, Any]]] = [
+                messages_for(
+                    [*exchanges[:-1], latest],
+                    side,
+                    system=system,
+                    taught=each.taught,
+                    is_multi_turn=rounds == "2",
                 )
                 for side, each in enumerate(opened)
             ]
-            yield from self._stream(exchanges, askings)
+            askings = [
+                self._desk.ask(each, messages, settings, owner=owner)
+                for each, messages in zip(opened, asked, strict=True)
+            ]
+            if latest.state == "stopping":  # before a model was there
+                self._desk.stop(owner)
+            yield from self._stream(exchanges, latest, askings)
+            took = max(asking.seconds for asking in askings)
+            told = [self._words("took", seconds=f"{took:.1f}")]
+            if is_compared and not opened[0].is_tuned:
+                told.append(self._words("nothing_to_compare", name=opened[0].name))
+            yield self._shown(exchanges, is_running=False, status=lines(told))
         except GlmtuneError as err:
-            self._desk.stop(str(request.session_hash))  # of two, one may be answering already
-            exchanges[-1].answers = []
+            self._desk.stop(owner)  # of two, one may be answering already
+            latest.answers = []
             yield self._shown(exchanges, is_running=False, status=error_lines(err, self._words))
-            return
-        took = max(asking.seconds for asking in askings)
-        told = [self._words("took", seconds=f"{took:.1f}")]
-        if is_compared and not opened[0].is_tuned:
-            told.append(self._words("nothing_to_compare", name=opened[0].name))
-        yield self._shown(exchanges, is_running=False, status=lines(told))
+        finally:
+            latest.state = "over"
 
-    def _stream(self, exchanges: Exchanges, askings: list[Asking]) -> Iterator[list[Any]]:
-        """Write the answers into the last exchange, all at once, as they come."""
-        answers = exchanges[-1].answers = [ShownAnswer() for _ in askings]
+    def _stream(self, exchanges: Exchanges, latest: Exchange, askings: list[Asking]) -> Iterator[list[Any]]:
+        """Write the answers into the latest exchange, all at once, as they come."""
+        answers = latest.answers = [ShownAnswer() for _ in askings]
         going = [(asking, answer, iter(asking)) for asking, answer in zip(askings, answers, strict=True)]
         shown_at = time.perf_counter()
         while going:
@@ -282,9 +305,9 @@ class ChatTab:
                 yield self._shown(exchanges, is_running=True)
 
     def _shown(self, exchanges: Exchanges, *, is_running: bool, status: str | None = None) -> list[Any]:
-        shown = [bubbles(exchanges, side, self._words) for side in range(len(self._bots))]
+        # a cleared conversation stays as the visitor sees it: a new question may have begun another
+        shown = self._as_shown(exchanges) if exchanges else [gr.skip()] * (1 + len(self._bots))
         return [
-            exchanges,
             *shown,
             gr.skip() if status is None else status,
             gr.update(visible=not is_running),
@@ -295,8 +318,14 @@ class ChatTab:
         """Show or hide the base beside the tuned model."""
         return gr.update(visible=is_compared, value=bubbles(exchanges, 1, self._words))
 
-    def stop(self, request: gr.Request) -> None:
-        """End what a visitor waits for: one who has pressed stop, or has closed the page."""
+    def stop(self, request: gr.Request, exchanges: Exchanges) -> None:
+        """End what a visitor waits for, also where its model is still being opened."""
+        if exchanges and exchanges[-1].state == "answering":
+            exchanges[-1].state = "stopping"
+        self._desk.stop(str(request.session_hash))
+
+    def leave(self, request: gr.Request) -> None:
+        """End the answers of a visitor who has closed the page."""
         self._desk.stop(str(request.session_hash))
 
     def _require_allowed(self, path: str) -> Opened:

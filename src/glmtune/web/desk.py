@@ -2,12 +2,13 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from glmtune.adapters.store import own_method
@@ -85,8 +86,19 @@ class Desk:
     visitors in one batch. A model that nobody needs any longer goes when another one is opened.
     """
 
-    def __init__(self, *, dtype: str = "auto", device: str = "auto", quant: str | None = None) -> None:
-        """The arguments are those of `load_model`."""
+    def __init__(
+        self,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        quant: str | None = None,
+        bases: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:
+        """`bases`: by an adapter's path, the base to put it on instead of the recorded one.
+
+        The others are those of `load_model`.
+        """
+        self._bases = bases
         self._dtype, self._device, self._quant = dtype, device, quant
         # torch starts its threads anew for each thread that calls it, and an engine belongs to one
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="desk")
@@ -144,7 +156,7 @@ class Desk:
     # --- in the worker's thread ---
 
     def _open(self, path: str | Path, untuned: bool, keep: Sequence[Key]) -> Opened:
-        location = resolve(path)
+        location = resolve(path, base=self._bases.get(str(path)))
         name = (location.run or Path(path)).name
         if untuned and not _is_shared(location):
             location = find_base(location, wanted_by="side by side")
@@ -195,6 +207,7 @@ class Desk:
         def submit() -> Stream:
             loaded = self._loaded.get(opened.key)
             if loaded is None:  # another visitor's model took its place meanwhile
+                self._let_go(())
                 loaded = self._loaded[opened.key] = self._load(opened.location, opened.key[1])
             if loaded.adapters and opened.adapter and opened.adapter not in loaded.adapters.names:
                 loaded.adapters.add(opened.adapter, opened.adapter)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, groupby
 from pathlib import Path
+from threading import Lock
 
 from glmtune.data.encode import encode_examples
 from glmtune.data.official import IGNORED
@@ -28,6 +29,8 @@ from glmtune.workflows.rows import show_ids
 UPLOADS = "uploads"
 """Folder beside that of the runs that uploaded files are kept in: a run's recipe names its rows' file."""
 SHOWN_ROWS = 3
+_KEEPING = Lock()
+"""Held from the choice of a file's name until the file is there: two visitors may upload the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,16 +95,17 @@ def keep_upload(file: str | Path, runs: Path) -> Path:
     upload, folder = Path(file), runs.parent / UPLOADS
     make_folder(folder)
     content = read_bytes(upload, limit=None)
-    for number in count(1):
-        name = upload.name if number == 1 else f"{upload.stem}-{number}{upload.suffix}"
-        kept = folder / name
-        # a second look at the same upload must not make a second file
-        if kept.exists() and kept.read_bytes() == content:
-            return kept
-        if not kept.exists():
-            with replacing(kept) as partial:
-                shutil.copyfile(upload, partial)
-            return kept
+    with _KEEPING:
+        for number in count(1):
+            name = upload.name if number == 1 else f"{upload.stem}-{number}{upload.suffix}"
+            kept = folder / name
+            # a second look at the same upload must not make a second file
+            if kept.exists() and kept.read_bytes() == content:
+                return kept
+            if not kept.exists():
+                with replacing(kept) as partial:
+                    shutil.copyfile(upload, partial)
+                return kept
     raise AssertionError  # count() does not end
 
 
@@ -152,10 +156,12 @@ def plan_lines(outlook: Outlook, words: Words) -> list[str]:
     free = in_bytes(here.machine.free)
     if here.fits:
         needed = in_bytes(max(phase.num_bytes for phase in here.phases))
-        room = words("fits", needed=needed, free=free, machine=here.machine.name, disk=in_bytes(here.disk))
+        room = words(
+            "fits", needed=needed, free=free, machine=words("this_machine"), disk=in_bytes(here.disk)
+        )
     else:
         key = "fits_after" if here.override else "fits_not"
-        room = words(key, free=free, machine=here.machine.name, hint=here.override or here.hint)
+        room = words(key, free=free, machine=words("this_machine"), hint=here.override or here.hint)
     told = [
         room,
         words(

@@ -33,6 +33,8 @@ class Site:
 
     path: Path | None = None
     """Model, run or adapter that is opened first; None: the newest run, else glm-tiny."""
+    base: Path | None = None
+    """Base of the adapter at `path`, if it records none or has moved."""
     runs: Path = Path("runs")
     """Folder of the runs that are shown, and that new ones go to."""
     host: str = "127.0.0.1"
@@ -85,12 +87,11 @@ def _fill(page: gr.Blocks, site: Site, desk: Desk, words: Words) -> None:
             chat = ChatTab(desk, words, path=site.path, runs=site.runs, is_public=site.is_public)
             model = chat.build(page)
         with gr.Tab(words("tab_runs"), id="runs") as watched:
-            chosen = RunsTab(words, runs=site.runs, is_public=site.is_public).build(
-                page, watched, tabs, model
-            )
+            watching = RunsTab(words, runs=site.runs, is_public=site.is_public)
+            chosen, told = watching.build(page, watched, tabs, model)
         if not site.is_public:
             with gr.Tab(words("tab_train"), id="train"):
-                TrainTab(words, path=site.path, runs=site.runs).build(chosen)
+                TrainTab(words, path=site.path, runs=site.runs).build(tabs, chosen, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,9 @@ class OpenPage:
 
 def open_page(site: Site) -> OpenPage:
     """Serve the page. Raises `ConfigError` if its port is taken or no public link can be had."""
-    page = build_page(site, Desk(dtype=site.dtype, device=site.device, quant=site.quant))
+    bases = {str(site.path): site.base} if site.base else {}
+    desk = Desk(dtype=site.dtype, device=site.device, quant=site.quant, bases=bases)
+    page = build_page(site, desk)
     try:
         _, address, public = page.launch(
             server_name=site.host,
@@ -118,7 +121,11 @@ def open_page(site: Site) -> OpenPage:
             quiet=True,
             # else `launch` would not return, and the address could not be told
             prevent_thread_lock=True,
-            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS),
+            theme=gr.themes.Default(font=FONTS, font_mono=CODE_FONTS).set(
+                # Gradio's own greys have a contrast of 2 to 1; https://www.w3.org/TR/WCAG22/ asks for 4.5
+                body_text_color_subdued="*neutral_600",
+                body_text_color_subdued_dark="*neutral_300",
+            ),
             css=read_text(CSS) + part_style(".gt-report"),
             head=f"<script>{chart_script()}</script>",
             footer_links=[],
@@ -126,12 +133,14 @@ def open_page(site: Site) -> OpenPage:
             ssr_mode=False,
             run_history=False,
             enable_monitoring=False,
+            # no look at its own page: on a busy machine that comes too late, and ends the program
+            _frontend=False,
             app_kwargs={"middleware": [Middleware(ByBrowser)]},
         )
-    except (OSError, ValueError) as err:  # ValueError: Gradio could not reach its own page
+    except OSError as err:
         raise ConfigError(
             f"--port {site.port}: {err}",
-            hint="something listens there: choose another, or 0 for a free one; else try NO_PROXY=127.0.0.1",
+            hint="something listens there: choose another, or 0 for a free one",
         ) from err
     if site.is_public and not public:
         page.close()

@@ -25,8 +25,10 @@ class RunsTab:
         """`runs`: their folder; on a public page they are only watched."""
         self._words, self._runs, self._is_public = words, runs, is_public
 
-    def build(self, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, model: gr.Dropdown) -> gr.Dropdown:
-        """Add the components and what they do; return the chooser of runs.
+    def build(
+        self, page: gr.Blocks, tab: gr.Tab, tabs: gr.Tabs, model: gr.Dropdown
+    ) -> tuple[gr.Dropdown, gr.HTML]:
+        """Add the components and what they do; return the chooser of runs and a place to tell of them.
 
         `tab` is this one of `tabs`; `model` is the chooser of the tab to talk in.
         """
@@ -46,7 +48,7 @@ class RunsTab:
                 if not self._is_public:
                     stop_button = gr.Button(words("stop"), variant="stop", elem_classes="gt-stop-run")
                     go_on = gr.Button(words("go_on"), elem_classes="gt-go-on")
-        self._said = gr.HTML()
+        self._said = gr.HTML(elem_classes="gt-said")
         state = gr.HTML(elem_classes="gt-states")
         report = gr.HTML(elem_classes="gt-reports")
         self._before = gr.State(("", ""))
@@ -63,7 +65,7 @@ class RunsTab:
         if not self._is_public:
             stop_button.click(self.stop_run, self._chosen, self._said, **private)
             go_on.click(self.go_on, self._chosen, self._said, **private)
-        return self._chosen
+        return self._chosen, self._said
 
     def _names(self) -> list[tuple[str, str]]:
         paths = [str(entry.path) for entry in runs_in(self._runs)]

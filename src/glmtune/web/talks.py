@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from glmtune.templates import Taught
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
@@ -33,6 +33,8 @@ class Exchange:
 
     question: str
     answers: list[ShownAnswer] = field(default_factory=list)
+    state: Literal["asked", "answering", "stopping", "over"] = "asked"
+    """`over`: answered, stopped or failed; nothing more is written into it."""
 
 
 def messages_for(

@@ -35,7 +35,7 @@ def _lines_of(state: RunState, words: Words) -> list[str]:
         step=f"{state.step:,}",
         steps=steps,
     )
-    if state.eta_s is not None:
+    if state.is_live and state.eta_s:
         facts += f" · {words('time_left', time=in_time(state.eta_s))}"
     parts = [lines([facts], "state")]
     if state.message:

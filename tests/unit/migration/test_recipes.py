@@ -119,7 +119,26 @@ def test_the_web_demo_becomes_a_command_and_no_file(model: str, tmp_path: Path) 
     [done] = migrate_path(tmp_path / "web_demo.sh")
     assert done.made is None
     checkpoint = f"output/adgen-{model}-pt-128-2e-2/checkpoint-3000"
-    assert done.next == [f"CUDA_VISIBLE_DEVICES=0 glmtune chat {checkpoint} --base THUDM/{model}"]
+    asked = f"{checkpoint} --base THUDM/{model}"
+    assert done.next == [
+        f"CUDA_VISIBLE_DEVICES=0 glmtune chat {asked}",
+        f"CUDA_VISIBLE_DEVICES=0 glmtune web {asked} --port 7860",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "port"),
+    [
+        ("python web_demo.py", "7860"),
+        ("streamlit run web_demo2.py", "8501"),
+        ("streamlit run web_demo2.py --server.port 6006", "6006"),
+    ],
+)
+def test_a_page_becomes_ours_on_its_port(typed: str, port: str, tmp_path: Path) -> None:
+    (tmp_path / "page.sh").write_text(f"{typed} --model_name_or_path THUDM/chatglm2-6b\n", encoding="utf-8")
+    [done] = migrate_path(tmp_path / "page.sh")
+    assert done.next[-1] == f"glmtune web THUDM/chatglm2-6b --port {port}"
+    assert not done.lost
 
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -111,6 +111,7 @@ def test_a_whole_tuned_model_stands_beside_its_base_and_goes_when_another_is_ope
     desk.open(frozen_layers(tmp_path / "other", 1))
     assert desk.num_loaded == 1
     assert read(asked(desk, tuned, "你好")) == texts[0]  # opened again
+    assert desk.num_loaded == 1
 
 
 def test_errors_come_to_the_one_who_asked(desk: Desk) -> None:

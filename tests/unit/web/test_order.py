@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 from full_run import HOSTILE, write_full_run
 from glmtune.errors import ConfigError, DataError, OutputError
 from glmtune.run_files import make_folder
+from glmtune.web import offers
+from glmtune.web.offers import offered
 from glmtune.web.order import (
     Form,
     command_of,
@@ -79,6 +82,34 @@ def test_an_uploaded_file_is_kept_once_and_none_is_overwritten(tmp_path: Path) -
         kept.append(keep_upload(upload, runs))
     assert [path.name for path in kept] == ["rows.json", "rows-2.json", "rows.json"]
     assert [path.read_text(encoding="utf-8") for path in kept] == contents
+
+
+def test_two_visitors_files_of_one_name_are_both_kept(tmp_path: Path) -> None:
+    uploads = []
+    for number in range(8):
+        (tmp_path / str(number)).mkdir()
+        uploads.append(tmp_path / str(number) / "rows.json")
+        uploads[-1].write_text(str(number), encoding="utf-8")
+    with ThreadPoolExecutor(len(uploads)) as pool:
+        kept = list(pool.map(lambda upload: keep_upload(upload, tmp_path / "runs"), uploads))
+    assert [path.read_text(encoding="utf-8") for path in kept] == [str(number) for number in range(8)]
+
+
+def test_the_last_checkpoint_is_offered_where_it_is_not_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "runs")
+    run = write_full_run(tmp_path / "runs" / "one")
+    [entry] = offers.runs_in(tmp_path / "runs")
+    monkeypatch.setattr(offers, "runs_in", lambda _: [replace(entry, size_bytes=1)])  # as with weights
+    for name in ("step-000010", "step-000060"):
+        (run / "checkpoints" / name).mkdir(parents=True, exist_ok=True)
+    for best, is_offered in (("step-000060", False), ("step-000010", True)):
+        for name, step in (("best", best), ("last", "step-000060")):
+            (run / name).unlink(missing_ok=True)
+            (run / name).symlink_to(Path("checkpoints", step))
+        paths = [path for _, path in offered(None, tmp_path / "runs")]
+        assert (str(run / "last") in paths) == is_offered
 
 
 def test_an_upload_that_cannot_be_written_is_a_sentence_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """What a run's settings are settled to before anything is loaded."""
 
-import json
-import struct
 from pathlib import Path
 
 import pytest
@@ -10,7 +8,6 @@ import torch
 from glmtune.data.batches import Steps
 from glmtune.errors import ConfigError
 from glmtune.methods import steps_warning
-from glmtune.models import ChatGLMConfig, ChatGLMForConditionalGeneration
 from glmtune.models.dtype import Choice, choose_precision
 from glmtune.processor import has_bf16 as processor_has_bf16
 from glmtune.recipe import AdaLora, Lora, Method, Train, load_recipe
@@ -28,7 +25,7 @@ from glmtune.workflows.plan import (
 )
 from glmtune.workflows.rates import is_rate_high, lower_rate, rate_line, with_default_rate
 from glmtune.workflows.rows import data_hash
-from models import random_rows, tiny_folder
+from models import huge_folder, random_rows
 
 ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
 CARD = torch.device("cuda")
@@ -167,26 +164,6 @@ def test_the_epochs_of_the_hint_put_no_chat_at_risk(name: str) -> None:
 def test_a_schedule_that_does_not_fit_is_refused_in_the_plan() -> None:
     with pytest.raises(ConfigError, match=r"leave none of the run's 10 steps to prune in"):
         steps_warning(AdaLora(warmup_steps=10), 10)
-
-
-def huge_folder(folder: Path) -> Path:
-    """The tiny model's folder with the shapes of ChatGLM3-6B: 12 GB of weights that take no room."""
-    tiny_folder(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config |= {"num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
-               "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))
-    header, end = {}, 0
-    for name, weight in model.state_dict().items():
-        start, end = end, end + 2 * weight.numel()
-        header[name] = {"dtype": "BF16", "shape": list(weight.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    return folder
 
 
 def test_a_plan_reads_no_weights_and_writes_nothing(tmp_path: Path) -> None:
