@@ -109,7 +109,7 @@ class Reasoning(RequestPart):
     """Has no effect: a thought is told whole."""
 
 
-class TextFormat(RequestPart):
+class TextAlone(RequestPart):
     """The form of an answer."""
 
     type: Literal["text"]
@@ -119,7 +119,7 @@ class TextFormat(RequestPart):
 class TextOptions(RequestPart):
     """Options of the answer's text."""
 
-    format: TextFormat | None = None
+    format: TextAlone | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     """Has no effect."""
 

@@ -111,7 +111,7 @@ class GrowingReply:
 
     @property
     def num_thought_tokens(self) -> int:
-        """Those of the thoughts among them."""
+        """Tokens of the thoughts among all these."""
         return sum(answer.num_thought_tokens for answer in self.answers)
 
     @property

@@ -269,7 +269,7 @@ class ChatTab:
                 self._desk.ask(each, messages, settings, owner=owner)
                 for each, messages in zip(opened, asked, strict=True)
             ]
-            if latest.state == "stopping":  # before a model was there
+            if str(latest.state) == "stopping":  # by `stop`, from another thread, before a model was there
                 self._desk.stop(owner)
             yield from self._stream(exchanges, latest, askings)
             took = max(asking.seconds for asking in askings)
