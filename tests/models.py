@@ -115,6 +115,7 @@ def huge_folder(folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"num_layers": 28, "hidden_size": 4096, "ffn_hidden_size": 13696, "kv_channels": 128,
                "num_attention_heads": 32, "torch_dtype": "bfloat16"}  # fmt: skip
+    config.pop("num_hidden_layers", None)  # transformers' name of num_layers, with the tiny model's number
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with torch.device("meta"):
         model = ChatGLMForConditionalGeneration(ChatGLMConfig.from_pretrained(folder))

@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from glmtune.general import held_out_prompts
 from glmtune.generate.beside import PREFILL_TOKENS, ROWS, bytes_held, column_bytes
 from glmtune.generate.kv_cache import BLOCK
 from glmtune.models.protocol import CausalLM
+from glmtune.recipe import Recipe
 from glmtune.templates import Taught
 from glmtune.training.memory import answering_bytes
 from glmtune.training.probe import Extent, Need
@@ -19,8 +21,16 @@ if TYPE_CHECKING:
     from glmtune.workflows.plan import Plan
 
 
+def codes_beside(recipe: Recipe, model: nn.Module, device: torch.device) -> int:
+    """Return the bytes that a model needs once more to give a run's answers: of int4 on a CPU, its codes."""
+    return answering_bytes(model, device) if is_reported(recipe) or recipe.samples.prompts else 0
+
+
 def bytes_beside(plan: "Plan", model: CausalLM, need: Need, *, device: torch.device, free: int) -> int:
-    """Return the most bytes that a run's answers take beside the model on a device with so many free."""
+    """Return the most bytes that a run's answers take beside the model on a device with so many free.
+
+    With fewer free they take less: they are no reason to refuse a run, but for their codes.
+    """
     recipe, tokenizer = plan.recipe, plan.tokenizer
     if not (is_reported(recipe) or recipe.samples.prompts):
         return 0
@@ -35,4 +45,4 @@ def bytes_beside(plan: "Plan", model: CausalLM, need: Need, *, device: torch.dev
     columns = -(-longest // BLOCK) * BLOCK + getattr(model, "num_prefix_tokens", 0)
     held = max(columns, min(rows * columns, bytes_held(free) // column_bytes(model)))
     reading = need.evaluated_at(Extent(PREFILL_TOKENS, longest, rows))
-    return answering_bytes(model, device) + held * column_bytes(model) + reading
+    return codes_beside(recipe, model, device) + held * column_bytes(model) + reading

@@ -16,7 +16,7 @@ from glmtune.recipe import Recipe
 from glmtune.recipe.train import MicroBatchSize
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent, has_room, longest_rows, measure_need, with_losses
-from glmtune.workflows.beside import bytes_beside
+from glmtune.workflows.beside import codes_beside
 from glmtune.workflows.events import Note
 from glmtune.workflows.remedies import SAFE_SHARE, Memory, find_remedy, in_words
 
@@ -105,7 +105,7 @@ def _measure(plan: "Plan", objective: ObjectiveModule) -> Memory:
     shared_by = processes.state_shared_by
     state = state_bytes(objective, plan.recipe.train, num_processes=processes.number, shared_by=shared_by)
     update = update_bytes(objective, processes.device)
-    answering = bytes_beside(plan, objective.model, need, device=processes.device, free=free)
+    answering = codes_beside(plan.recipe, objective, processes.device)
     device = processes.device.type
     everyones = processes.gather(
         Memory(need, free, state, longest, validated, update, answering=answering, device=device)

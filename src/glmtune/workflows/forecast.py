@@ -24,7 +24,7 @@ from glmtune.training.allocations import has_tight_heap
 from glmtune.training.memory import answering_bytes
 from glmtune.training.optim import state_bytes, update_bytes
 from glmtune.training.probe import Extent
-from glmtune.workflows.beside import bytes_beside
+from glmtune.workflows.beside import bytes_beside, codes_beside
 from glmtune.workflows.fitting import Fitting, choose, extents, settled
 from glmtune.workflows.imagining import (
     ImaginedRun,
@@ -195,8 +195,7 @@ def _memory(plan: Plan, run: ImaginedRun, machine: Machine) -> Memory:
     state = state_bytes(run.model, plan.recipe.train, num_processes=number, shared_by=shared_by)
     device = torch.device(machine.device)
     update = update_bytes(run.model, device) // shared_by
-    free = max(0, machine.free - held)
-    answering = bytes_beside(plan, run.model, need, device=device, free=free)
+    answering = codes_beside(plan.recipe, run.model, device)
     return Memory(
         need,
         machine.free - held,
@@ -223,7 +222,10 @@ def _training(plan: Plan, run: ImaginedRun, memory: Memory, choice: Fitting, mac
         parts["prefix"] += of_rows
     # with what is lost around them, as the measured ones are
     parts |= {"activations": highest - step["logits"] - of_rows, "logits": step["logits"]}
-    parts["answers"] = max(0, memory.answering - highest)
+    left = max(0, memory.free - memory.state)
+    device = torch.device(machine.device)
+    answers = bytes_beside(plan, run.model, memory.need, device=device, free=left)
+    parts["answers"] = max(0, memory.answering - highest, min(left, answers) - highest)
     return _phase("training", parts, run, machine)
 
 

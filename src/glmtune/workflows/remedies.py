@@ -49,7 +49,7 @@ class Memory:
     update: int = 0
     """Bytes that the optimizer's step takes beside its means."""
     answering: int = 0
-    """Bytes that answers take beside the model: keys and values, and of int4 on a CPU its codes once more."""
+    """Bytes that answers need beside the model: of int4 on a CPU, its codes once more."""
     device: str = "cpu"
     """`cpu` or `cuda`."""
 
@@ -164,12 +164,10 @@ def _lora_on_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | No
 
 
 def _without_samples(plan: "Plan", model: CausalLM, memory: Memory) -> Remedy | None:
-    answers = {
-        "samples.prompts=[]": plan.recipe.samples.prompts,
-        "retain.report=off": is_reported(plan.recipe),
-    }
-    words = [word for word, is_given in answers.items() if is_given]
-    return (" ".join(words), replace(memory, answering=0)) if words else None
+    samples, report = plan.recipe.samples.prompts, is_reported(plan.recipe)
+    words = ["samples.prompts=[]"] * bool(samples) + ["retain.report=off"] * report
+    is_possible = memory.device == "cpu" and words
+    return (" ".join(words), replace(memory, answering=0)) if is_possible else None
 
 
 def _in_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Memory | None:
@@ -192,9 +190,9 @@ def _in_codes(plan: "Plan", model: CausalLM, memory: Memory) -> Memory | None:
     if not weights or any(weight.shape[1] % 2 for weight in weights):  # 4-bit codes go in pairs
         return None
     saved = round(sum(weight.numel() * (weight.element_size() - 0.5) for weight in weights))
-    is_decoding = memory.device == "cpu" and memory.answering
-    codes = decoding_bytes((*weight.shape, 4) for weight in weights) if is_decoding else 0
-    return replace(memory, free=memory.free + saved, answering=memory.answering + codes)
+    is_decoding = memory.device == "cpu" and (is_reported(plan.recipe) or plan.recipe.samples.prompts)
+    answering = decoding_bytes((*weight.shape, 4) for weight in weights) if is_decoding else 0
+    return replace(memory, free=memory.free + saved, answering=answering)
 
 
 def _shortened(plan: "Plan", memory: Memory, share: float) -> Iterator[str]:
