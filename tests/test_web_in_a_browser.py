@@ -53,8 +53,10 @@ def serving(folder: Path, *words: str) -> Iterator[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout
-        yield server.stdout.readline().removeprefix("> ").strip()
-        server.terminate()
+        try:
+            yield server.stdout.readline().removeprefix("> ").strip()
+        finally:
+            server.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -363,12 +365,12 @@ def test_a_thought_is_folded_and_two_runs_are_compared_on_a_phone(browser: Brows
         me.page.locator(".block.gt-tuned").get_by_text("thought").wait_for()
         me.tab("Runs")
         me.page.locator(".gt-reports path.line").first.wait_for()
-        alone = me.page.locator(".gt-reports").inner_text()
+        alone = me.page.locator(".block.gt-reports").inner_text()
         for name in ("one", "two"):
             if not me.page.locator(".gt-runs .token", has_text=name).count():
                 me.choose(".gt-runs", name)
-        me.page.locator(".gt-reports").get_by_text("side by side").first.wait_for()
-        assert me.page.locator(".gt-reports").inner_text() != alone
+        me.page.locator(".block.gt-reports").get_by_text("side by side").first.wait_for()
+        assert me.page.locator(".block.gt-reports").inner_text() != alone
         assert me.page.evaluate("document.documentElement.scrollWidth") <= PHONE
         me.close()
 
