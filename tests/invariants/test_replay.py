@@ -13,6 +13,7 @@ from forks import run_ranks
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError
 from glmtune.general import replay_prompts
+from glmtune.generate import Engine
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.run_files import read_json_lines
 from glmtune.templates import Taught
@@ -116,7 +117,7 @@ def test_answers_of_an_earlier_run_are_taken(
     def engine(*_: object) -> None:
         raise AssertionError("asked again")
 
-    monkeypatch.setattr(base_answers, "Engine", engine)
+    monkeypatch.setattr(base_answers, "engine_beside", engine)
     second = notes(recipe(model, tmp_path / "second"))
     assert any(line.endswith("all answered by this base before") for line in second)
     texts = [(tmp_path / run / "replay.jsonl").read_bytes() for run in ("first", "second")]
@@ -140,14 +141,14 @@ def test_interrupted_answers_go_on_where_they_were(
     prompts = replay_prompts()[:24]
     monkeypatch.setattr(base_answers, "PART", 10)
     asked: list[int] = []
-    submit = base_answers.Engine.submit
+    submit = Engine.submit
 
     def counted(self: Any, request: Any) -> int:
         asked.append(1)
         number: int = submit(self, request)
         return number
 
-    monkeypatch.setattr(base_answers.Engine, "submit", counted)
+    monkeypatch.setattr(Engine, "submit", counted)
     how: dict[str, Any] = {"taught": Taught(), "max_new_tokens": 5}
     sampling = replace(base_answers.OWN_DISTRIBUTION, max_new_tokens=5)
     answering = base_answers.Answering(base, tokenizer, Taught(), sampling, cache=tmp_path / "some.jsonl")
