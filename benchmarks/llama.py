@@ -1,12 +1,13 @@
 """llama.cpp as a peer: our model's weights as q8_0 in a GGUF file, answered by llama-cpp-python.
 
 llama.cpp knows this architecture as `chatglm`: a fused query_key_value with bias, and one `ffn_up` of twice
-the width that SwiGLU halves. The file has no vocabulary but its size: ids go in and come out. llama.cpp runs
-with its own defaults (memory mapped, flash attention where it likes it), and by its C functions, so that no
-Python of llama-cpp-python's counts. Only its AMX kernels are left out: built by gcc 12 they stop the process
-with an illegal instruction (github.com/ggml-org/llama.cpp/pull/26954).
-Source: github.com/ggml-org/llama.cpp, src/models/chatglm.cpp, src/llama-vocab.cpp (`no_vocab`),
-conversion/chatglm.py; github.com/ggml-org/llama.cpp/tree/master/gguf-py.
+the width that SwiGLU halves. The file's vocabulary only numbers its tokens: ids go in, and `llama-server`
+spells its answers by it. llama.cpp runs with its own defaults (memory mapped, flash attention where it likes
+it), and by its C functions, so that no Python of llama-cpp-python's counts. Only its AMX kernels are left
+out: built by gcc 12 they stop the process with an illegal instruction
+(github.com/ggml-org/llama.cpp/pull/26954).
+Source: github.com/ggml-org/llama.cpp, src/models/chatglm.cpp, src/llama-vocab.cpp, conversion/chatglm.py;
+github.com/ggml-org/llama.cpp/tree/master/gguf-py.
 
     pip install -c constraints.txt -e '.[bench]'     # builds llama.cpp: a C++ compiler, some minutes
 """
@@ -65,8 +66,13 @@ def write_gguf(model: Any, path: Path, kind: str) -> None:
 
     writer = gguf.GGUFWriter(path, "chatglm")
     config = model.config
-    writer.add_vocab_size(config.padded_vocab_size)
-    writer.add_tokenizer_model("no_vocab")
+    size = config.padded_vocab_size
+    writer.add_vocab_size(size)
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([f"w{index}" for index in range(size)])
+    writer.add_token_scores([0.0] * size)
+    writer.add_token_types([gguf.TokenType.NORMAL] * size)
+    writer.add_add_bos_token(False)
     writer.add_context_length(config.seq_length)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.ffn_hidden_size)

@@ -39,6 +39,7 @@ QUESTIONS = (
 )
 PROMPT_TOKENS, NEW_TOKENS = 64, 64
 WARM_S = 2.0
+PROMPTS_OF_A_ROUND = 200
 
 
 def stream(port: int, path: str, body: dict[str, Any]) -> tuple[list[dict[str, Any]], list[float]]:
@@ -76,13 +77,18 @@ def ids_body(number: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def ask_for(port: int, seconds: float, clients: int, case: str, expected: dict[str, str]) -> dict[str, Any]:
-    """What so many clients saw: answers, tokens, seconds to the first token, and what was wrong."""
+def ask_for(
+    port: int, seconds: float, clients: int, case: str, expected: dict[str, str], first: int = 0
+) -> dict[str, Any]:
+    """What so many clients saw: answers, tokens, seconds to the first token, and what was wrong.
+
+    `first`: number of the first prompt; a server keeps prompts, so each round has its own.
+    """
     end, firsts, wrong = time.perf_counter() + seconds, [], []
     counts = {"answers": 0, "tokens": 0}
 
     def ask_on(client: int) -> None:
-        number = client
+        number = first + client
         while time.perf_counter() < end:
             question = QUESTIONS[number % len(QUESTIONS)]
             is_chat = case == "tiny"
@@ -283,9 +289,10 @@ def _rounds(
     for port, clients, expected in sides.values():
         in_another_process(port, WARM_S, clients, "speed", expected)
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
-    for _ in range(options.rounds):
+    for number in range(options.rounds):
         for name, (port, clients, expected) in sides.items():
-            found[name].append(in_another_process(port, options.seconds, clients, "speed", expected))
+            asked = (port, options.seconds, clients, "speed", expected, (number + 1) * PROMPTS_OF_A_ROUND)
+            found[name].append(in_another_process(*asked))
     return found
 
 

@@ -1,6 +1,7 @@
 """Open safetensors files, with errors that name the file. Loads no torch."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +31,17 @@ def explain_damage(file: Path) -> Iterator[None]:
     """Turn the errors that file libraries raise inside into a CheckpointError that names the file."""
     try:
         yield
-    except OSError as error:
-        if error.errno == errno.EINVAL:  # mmap of a cut-off file
-            raise CheckpointError(f"{file}: truncated or damaged", hint=COPY_AGAIN) from None
-        raise unreadable(file, error) from error
     # RuntimeError, EOFError and the rest: torch.load and pickle on a damaged .bin file
-    except (SafetensorError, RuntimeError, EOFError, ValueError, LookupError, MemoryError) as error:
+    except (
+        OSError, SafetensorError, RuntimeError, EOFError, ValueError, LookupError, MemoryError,
+    ) as error:  # fmt: skip
+        # safetensors tells in words alone that a file could not be mapped
+        if os.strerror(errno.ENOMEM) in str(error):
+            raise CheckpointError(
+                f"{file}: the system gives no memory to read it: {first_line(error)}",
+                hint="see `ulimit -v` and `free -h`; more room is needed than the file takes",
+            ) from None
+        # EINVAL comes from mapping a file that was cut off
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise unreadable(file, error) from error
         raise CheckpointError(f"{file}: truncated or damaged: {first_line(error)}", hint=COPY_AGAIN) from None

@@ -1,9 +1,8 @@
-"""JSON schemas that answers follow: llguidance says which tokens may come next.
+"""Forms that answers follow, JSON or tool calls: llguidance says which tokens may come next.
 
-Source: https://github.com/guidance-ai/llguidance (docs/syntax.md, docs/json_schema.md).
+Source: https://github.com/guidance-ai/llguidance (docs/syntax.md).
 """
 
-import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,11 +12,13 @@ from torch import Tensor
 
 from glmtune.errors import ConfigError
 from glmtune.extras import require
+from glmtune.generate.answer_rules import calls_rule, json_rule
+from glmtune.templates.calls import Functions
 from glmtune.templates.messages import THOUGHT_BEGIN, THOUGHT_END
 from glmtune.tokenizers.protocol import Tokenizer
 
-_WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""White space as Python's json writes it: with any, a model that is unsure could write nothing else."""
+_THOUGHT = "thought[lazy]: /(.|\\n)*" + THOUGHT_END.replace("/", r"\/") + "/"
+"""GLM-Z1's thought, which its prompt begins and plain text ends."""
 
 
 class Vocabulary:
@@ -30,16 +31,15 @@ class Vocabulary:
         self.bos_token_id = None
         self.eos_token_id = min(stop_ids)
         self._encode = tokenizer.encode_plain
+        self._control = lambda name: f"<[{tokenizer.control_id(name)}]>"
+        self._calls = tokenizer.chat_format.calls
         self._thought = ""
         chat_format = tokenizer.chat_format
         if chat_format.begins_thought:
-            raise ConfigError(
-                "response_format: answers of this chat format begin with a thought, which is no JSON",
-                hint='{"type": "text"}',
-            )
-        if THOUGHT_BEGIN in chat_format.control_tokens and THOUGHT_END in chat_format.control_tokens:
-            begin, end = map(tokenizer.control_id, (THOUGHT_BEGIN, THOUGHT_END))
-            self._thought = rf"(/\n?/ <[{begin}]> /(.|\n)*/ <[{end}]>)? "
+            self._thought = "thought"
+        elif THOUGHT_BEGIN in chat_format.control_tokens and THOUGHT_END in chat_format.control_tokens:
+            begin, end = map(self._control, (THOUGHT_BEGIN, THOUGHT_END))
+            self._thought = rf"(/\n?/ {begin} /(.|\n)*/ {end})?"
         names = {*chat_format.control_tokens, *chat_format.stop_tokens}
         controls = {tokenizer.control_id(name): name for name in names} | dict.fromkeys(stop_ids, "stop")
         # sentencepiece's mark of a space, which BPE vocabularies spell as it stands
@@ -67,23 +67,39 @@ class Vocabulary:
         # a text that begins in a token of the line break goes byte by byte
         return [self._bytes[bytes([each])] for each in written] if start is None else ids[start:]
 
-    def grammar(self, schema: Mapping[str, Any]) -> "Grammar":
-        """Return a grammar for one answer. Raises `ConfigError` for a schema that cannot be followed."""
-        written = json.dumps({**schema, "x-guidance": _WRITTEN})
+    def json(self, schema: Mapping[str, Any]) -> "Grammar":
+        """Return a grammar for an answer in JSON. Raises `ConfigError` for a schema nobody can follow."""
         # an answer begins with a line break or a space, as the chat format taught
-        source = f"start: {self._thought}/[ \\n]{{0,2}}/ answer\nanswer: %json {written}\n"
+        return self._grammar("response_format", "/[ \\n]{0,2}/", f"answer: {json_rule(schema)}")
+
+    def calls(self, functions: Functions, *, is_one: bool) -> "Grammar":
+        """Return a grammar for an answer of tool calls alone. Raises `ConfigError` as `json`.
+
+        `is_one`: it ends with its first call.
+        """
+        if self._calls is None:
+            raise ConfigError(
+                "tool_choice: this chat format has no tool calls", hint="leave out tools and tool_choice"
+            )
+        # a call of a turn of its own begins at once: a line break in front would make it a text
+        lead = "" if self._calls.is_whole_turn and not self._thought else "/\\n{0,2}/"
+        rules = calls_rule(self._calls, functions, self._control, is_one=is_one)
+        return self._grammar("tools", lead, rules)
+
+    def _grammar(self, field: str, lead: str, rules: str) -> "Grammar":
+        source = "\n".join([f"start: {self._thought} {lead} answer", _THOUGHT, rules])
         matcher = self._make(self._tokenizer, self._make.grammar_from_lark(source), log_level=0)
         if matcher.is_error():
             problem = str(matcher.get_error()).strip().partition("\n")[0]
             raise ConfigError(
-                f"response_format: this schema cannot be followed: {problem:.200}",
+                f"{field}: this schema cannot be followed: {problem:.200}",
                 hint="leave out what the message names",
             )
         return Grammar(matcher, len(self.tokens))
 
 
 class Grammar:
-    """The state of one answer that follows a schema."""
+    """The state of one answer that follows a form."""
 
     def __init__(self, matcher: Any, size: int) -> None:  # Any: llguidance's LLMatcher
         """`size`: tokens that the matcher knows."""

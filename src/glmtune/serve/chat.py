@@ -11,7 +11,7 @@ from typing import Any
 from glmtune.generate.sampling import Likely
 from glmtune.serve.answer import AddedText
 from glmtune.serve.errors import ApiError
-from glmtune.serve.schema import ChatRequest
+from glmtune.serve.schema import ChatRequest, FunctionChoice
 from glmtune.serve.service import GrowingReply, Question
 from glmtune.templates import OPTIONS
 from glmtune.templates.answer_stream import (
@@ -32,8 +32,10 @@ def chat_question(request: ChatRequest) -> Question:
         raise ApiError(
             400, "max_tokens: differs from max_completion_tokens, its later name", param="max_tokens"
         )
-    has_form = request.response_format is not None and request.response_format.schema_ is not None
-    if has_form and request.tools and request.tool_choice != "none":
+    schema = request.response_format.schema_ if request.response_format else None
+    choice = request.tool_choice
+    tools = () if choice == "none" else request.tools or ()
+    if schema is not None and tools:
         raise ApiError(
             400, "response_format: an answer in a form cannot call tools here", param="response_format"
         )
@@ -48,10 +50,12 @@ def chat_question(request: ChatRequest) -> Question:
     return Question(
         model=request.model,
         messages=[message.model_dump(exclude_unset=True) for message in request.messages],
-        tools=() if request.tool_choice == "none" else request.tools or (),
+        tools=tools,
         is_one_call=request.parallel_tool_calls is False,
         streams_calls=bool(request.stream),
-        schema=request.response_format.schema_ if request.response_format else None,
+        must_call=choice not in (None, "none", "auto"),
+        called=choice.function.name if isinstance(choice, FunctionChoice) else None,
+        schema=schema,
         options=request.chat_template_kwargs or {},
         sampling=request.sampling,
         max_new_tokens=request.max_completion_tokens or request.max_tokens,

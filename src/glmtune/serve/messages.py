@@ -43,7 +43,11 @@ def messages_question(request: CountRequest) -> Question:
             400, "messages: the last one is an answer, and none can be begun here", param="messages"
         )
     choice, thinking = request.tool_choice, request.thinking
-    is_offered = choice is None or choice.type == "auto"
+    kind = choice.type if choice else "auto"
+    if choice and (kind == "tool") != (choice.name is not None):
+        raise ApiError(
+            400, "tool_choice.name: belongs to type tool, and to no other", param="tool_choice.name"
+        )
     system = [{"role": "system", "content": _text(request.system)}] if request.system else []
     # "adaptive" leaves it to the model, and so does a format that is not asked
     is_chosen = thinking is not None and thinking.type != "adaptive"
@@ -68,9 +72,11 @@ def messages_question(request: CountRequest) -> Question:
                     "parameters": tool.input_schema,
                 },
             }
-            for tool in (request.tools or () if is_offered else ())
+            for tool in (request.tools or () if kind != "none" else ())
         ],
         is_one_call=choice is not None and choice.disable_parallel_tool_use,
+        must_call=kind in ("any", "tool"),
+        called=choice.name if choice else None,
         options={"enable_thinking": thinking.type == "enabled"} if thinking and is_chosen else {},
         **drawing,
     )

@@ -83,9 +83,12 @@ class MessagesTool(_Cached):
 
 
 class ToolChoice(RequestPart):
-    """The freedom to call tools. A call cannot be forced here."""
+    """The freedom to call tools."""
 
-    type: Literal["auto", "none"]
+    type: Literal["auto", "none", "any", "tool"]
+    """auto: the model decides; none: no tool is offered; any: the answer calls one; tool: the one named."""
+    name: Name | None = None
+    """Of the tool that the answer calls; only with type tool."""
     disable_parallel_tool_use: bool = False
     """True: the answer ends after its first call."""
 

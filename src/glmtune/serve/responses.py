@@ -16,6 +16,7 @@ from glmtune.serve.responses_schema import (
     ContentPart,
     ReasoningItem,
     ReasoningPart,
+    ResponsesChoice,
     ResponsesRequest,
     ResultItem,
     TurnItem,
@@ -31,8 +32,16 @@ from glmtune.templates.answer_stream import (
 
 
 def response_question(request: ResponsesRequest) -> Question:
-    """Return the question of a request, its items as messages of OpenAI's older form."""
+    """Return the question of a request, its items as messages of OpenAI's older form.
+
+    Raises `ApiError` for fields that contradict each other.
+    """
     has_thought = request.reasoning is None or request.reasoning.effort != "none"
+    choice = request.tool_choice
+    tools = () if choice == "none" else request.tools or ()
+    form = request.text.format if request.text else None
+    if form is not None and form.type != "text" and tools:
+        raise ApiError(400, "text.format: an answer in a form cannot call tools here", param="text.format")
     names = ("temperature", "top_p")
     return Question(
         model=request.model,
@@ -42,9 +51,12 @@ def response_question(request: ResponsesRequest) -> Question:
                 "type": "function",
                 "function": tool.model_dump(include={"name", "description", "parameters"}, exclude_none=True),
             }
-            for tool in (() if request.tool_choice == "none" else request.tools or ())
+            for tool in tools
         ],
         is_one_call=request.parallel_tool_calls is False,
+        must_call=choice not in (None, "none", "auto"),
+        called=choice.name if isinstance(choice, ResponsesChoice) else None,
+        schema=form.schema_ if form else None,
         streams_calls=bool(request.stream),
         options={} if has_thought else {"enable_thinking": False},
         sampling={name: value for name in names if (value := getattr(request, name)) is not None},
@@ -102,7 +114,8 @@ class _ResponseWriter:
         self._created = int(time.time())
 
     def write(self, items: Sequence[Event] = (), reason: Reason | None = None) -> dict[str, Any]:
-        request = self._request
+        request, choice = self._request, self._request.tool_choice
+        form = request.text.format if request.text else None
         is_cut = reason == "length"
         return {
             "id": self._id,
@@ -121,8 +134,8 @@ class _ResponseWriter:
             # its id leads to nothing later: no answer is kept for a previous_response_id
             "store": False,
             "temperature": request.temperature,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": request.tool_choice or "auto",
+            "text": {"format": form.model_dump(by_alias=True) if form else {"type": "text"}},
+            "tool_choice": choice.model_dump() if isinstance(choice, ResponsesChoice) else choice or "auto",
             "tools": [tool.model_dump() for tool in request.tools or ()],
             "top_p": request.top_p,
             "usage": None if reason is None else self._usage(),

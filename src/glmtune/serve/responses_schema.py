@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from glmtune.serve.schema import Count, Name, RequestPart
+from glmtune.serve.schema import Count, JsonSchema, Name, ObjectFormat, RequestPart, TextFormat
 
 
 class ContentPart(RequestPart):
@@ -97,7 +97,14 @@ class ResponsesTool(RequestPart):
     parameters: dict[str, Any] | None = None
     """The JSON schema of its arguments."""
     strict: bool | None = None
-    """Has no effect: no schema is enforced here."""
+    """Has no effect: the schema is followed where a call is forced."""
+
+
+class ResponsesChoice(RequestPart):
+    """The function that the answer calls."""
+
+    type: Literal["function"]
+    name: Name
 
 
 class Reasoning(RequestPart):
@@ -109,17 +116,17 @@ class Reasoning(RequestPart):
     """Has no effect: a thought is told whole."""
 
 
-class TextAlone(RequestPart):
-    """The form of an answer."""
+class AnswerSchema(JsonSchema):
+    """An answer that is JSON by a schema."""
 
-    type: Literal["text"]
-    """Only text: no schema is enforced here."""
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
 
 
 class TextOptions(RequestPart):
     """Options of the answer's text."""
 
-    format: TextAlone | None = None
+    format: Annotated[TextFormat | ObjectFormat | AnswerSchema, Field(discriminator="type")] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
     """Has no effect."""
 
@@ -146,8 +153,8 @@ class ResponsesRequest(RequestPart):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     tools: list[ResponsesTool] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    """none: no tool is offered; auto: the model decides. A call cannot be forced here."""
+    tool_choice: Literal["none", "auto", "required"] | ResponsesChoice | None = None
+    """none: no tool is offered; auto: the model decides; required: the answer calls one, or the one named."""
     parallel_tool_calls: bool | None = None
     """false: the answer ends after its first call."""
     reasoning: Reasoning | None = None

@@ -76,6 +76,19 @@ class SchemaFormat(RequestPart):
 ResponseFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
+class FunctionName(RequestPart):
+    """A function by its name."""
+
+    name: Name
+
+
+class FunctionChoice(RequestPart):
+    """The function that the answer calls."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatMessage(BaseModel):
     """One turn. Further fields by role: reasoning_content, tool_calls, tool_call_id."""
 
@@ -155,8 +168,8 @@ class ChatRequest(_Sampled):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     """Likeliest tokens beside each token; needs logprobs."""
     tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    """none: no tool is offered; auto: the model decides. A call cannot be forced here."""
+    tool_choice: Literal["none", "auto", "required"] | FunctionChoice | None = None
+    """none: no tool is offered; auto: the model decides; required: the answer calls one, or the one named."""
     parallel_tool_calls: bool | None = None
     """false: the answer ends after its first call."""
     response_format: ResponseFormat | None = None

@@ -22,6 +22,7 @@ from glmtune.serve.errors import ApiError, api_error
 from glmtune.serve.limits import ServerLimits
 from glmtune.serve.worker import TokenStream, Worker
 from glmtune.templates.answer_stream import AnswerStream
+from glmtune.templates.calls import functions_of
 from glmtune.tokenizers.protocol import Tokenizer
 
 
@@ -56,10 +57,14 @@ class Question:
     tools: Sequence[Mapping[str, Any]] = ()
     is_one_call: bool = False
     """True: the answer ends with its first tool call."""
+    must_call: bool = False
+    """True: the answer is nothing but tool calls."""
+    called: str | None = None
+    """The tool that is called then; None: any of them."""
     streams_calls: bool = False
     """True: the arguments of a call are given as they come."""
     schema: Mapping[str, Any] | None = None
-    """The JSON schema that the answer follows."""
+    """The JSON schema that the answer follows; it then calls no tool."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the chat format, such as enable_thinking."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -245,16 +250,27 @@ class Service:
     async def _limits(
         self, model: ServedModel, question: Question, stop_ids: Collection[int]
     ) -> Sequence[Grammar | None]:
-        """Return what each answer is limited to. Raises `ApiError` for a schema that cannot be followed."""
+        """Return what each answer is limited to. Raises `ApiError` for a form that cannot be followed."""
         schema = question.schema
-        if schema is None:
+        if schema is None and not question.must_call:
             return [None] * question.num_answers
+        functions = functions_of(question.tools)
+        called = [question.called] if question.called is not None else list(functions)
+        if question.must_call and (not called or called[0] not in functions):
+            there = ", ".join(functions) or "none"
+            raise ApiError(
+                400, f"tool_choice: no such tool is offered; there are {there}", param="tool_choice"
+            )
 
         def read() -> list[Grammar]:
             if model.name not in self._vocabularies:
                 self._vocabularies[model.name] = Vocabulary(model.tokenizer, stop_ids)
             vocabulary = self._vocabularies[model.name]
-            return [vocabulary.grammar(schema) for _ in range(question.num_answers)]
+            if schema is not None:
+                return [vocabulary.json(schema) for _ in range(question.num_answers)]
+            chosen = {name: functions[name] for name in called}
+            is_one = question.is_one_call or question.called is not None
+            return [vocabulary.calls(chosen, is_one=is_one) for _ in range(question.num_answers)]
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._encoder, read)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from glmtune.errors import ConfigError
 from glmtune.renamed import find_renamed
-from glmtune.templates.calls import LineCall, TagCall
+from glmtune.templates.calls import CodeCall, LineCall, TagCall
 from glmtune.templates.messages import (
     ROLES,
     Call,
@@ -279,7 +279,7 @@ TEMPLATES: dict[str, Template] = {
         end_of_text="</s>",
         control_tokens=(*CHATGLM2_CONTROL_TOKENS, *ROLE_TOKENS),
         title="ChatGLM3",
-        calls=LineCall,
+        calls=CodeCall,
         tidy=with_year,
     ),
     "glm4": turn_format(glm4_turns, assistant_name="ChatGLM", tidy=with_year, **_GLM4_FACTS),

@@ -116,6 +116,10 @@ class LineCall(CallReader):
         return (name.strip(), written) if isinstance(found, dict) and found else None
 
 
+class CodeCall(LineCall):
+    """A call of ChatGLM3, which writes code."""
+
+
 _NEXT: Mapping[tuple[str, str], str] = {
     ("name", "<arg_key>"): "key",
     ("name", "</tool_call>"): "end",
@@ -209,7 +213,7 @@ def _checked(name: str, arguments: Mapping[str, Any]) -> Call | None:
 
 def _value(text: str, schema: object) -> Any:
     """Return the value that a text writes: itself, or the value of its JSON."""
-    types = _types(schema)
+    types = json_types(schema)
     if types == {"string"}:
         return text
     try:
@@ -220,8 +224,8 @@ def _value(text: str, schema: object) -> Any:
     return text if "string" in types and _TYPES[type(value)] not in types else value
 
 
-def _types(schema: object) -> set[str]:
-    """Return the JSON types that a schema names; empty if it allows any."""
+def json_types(schema: object) -> set[str]:
+    """Return the JSON types that a schema names, an integer as a number; empty if it allows any."""
     if not isinstance(schema, Mapping):
         return set()
     named = schema.get("type")
@@ -233,7 +237,7 @@ def _types(schema: object) -> set[str]:
     options = schema.get("anyOf") or schema.get("oneOf")
     if not isinstance(options, list):
         return set()
-    found = [_types(option) for option in options]
+    found = [json_types(option) for option in options]
     return set().union(*found) if all(found) else set()
 
 

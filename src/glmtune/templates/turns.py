@@ -134,15 +134,16 @@ def chatglm3_turns(messages: Sequence[Message], _name: str) -> list[Turn]:
 
 def _python_call(arguments: Mapping[str, Any]) -> str:
     """Write a call of `tool_call` in a code block; arguments without a Python name go into a dict."""
-    plain = {
-        key: value
-        for key, value in arguments.items()
-        # Python reads a name in its NFKC form, so another spelling would not come back
-        if key.isidentifier() and not iskeyword(key) and normalize("NFKC", key) == key
-    }
+    plain = {key: value for key, value in arguments.items() if is_python_name(key)}
     odd = {key: value for key, value in arguments.items() if key not in plain}
     words = [f"{key}={value!r}" for key, value in plain.items()]
     return f"```python\ntool_call({', '.join([*words, *([f'**{odd!r}'] if odd else [])])})\n```"
+
+
+def is_python_name(key: str) -> bool:
+    """True if Python takes the text as the name of an argument, and gives it back as it is."""
+    # Python reads a name in its NFKC form, so another spelling would not come back
+    return key.isidentifier() and not iskeyword(key) and normalize("NFKC", key) == key
 
 
 def glm4_turns(messages: Sequence[Message], name: str) -> list[Turn]:

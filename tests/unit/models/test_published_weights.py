@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import shutil
@@ -19,6 +20,7 @@ from forks import run_fork
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.models import ChatGLMConfig, load_base, resolve_device
 from glmtune.models.dtype import DTYPES
+from odd_files import bounds
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 QKV = "transformer.encoder.layers.1.self_attention.query_key_value.weight"
@@ -305,6 +307,20 @@ def test_a_truncated_tensor_in_a_safetensors_file_is_refused(folder: Path) -> No
     new = json.dumps(header).encode()
     file.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length :])
     assert refusal(folder).startswith(f"{file}: truncated or damaged")
+
+
+def test_a_file_that_the_system_gives_no_memory_for_is_not_called_damaged(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    held = len(content) - 8 - length
+    header = json.loads(content[8 : 8 + length])
+    header["more"] = {"dtype": "U8", "shape": [2**35], "data_offsets": [held, held + 2**35]}
+    new = json.dumps(header).encode()
+    file.write_bytes(len(new).to_bytes(8, "little") + new + content[8 + length :])
+    os.truncate(file, 8 + len(new) + held + 2**35)  # takes no room on the disk
+    with bounds():
+        assert refusal(folder).startswith(f"{file}: the system gives no memory to read it")
 
 
 def test_a_truncated_tensor_in_a_bin_file_is_refused(folder: Path, tensors: dict[str, Tensor]) -> None:
