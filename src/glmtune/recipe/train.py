@@ -1,5 +1,6 @@
 """The settings of a training: length, learning rate, precision, evaluations and checkpoints."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -8,6 +9,8 @@ from glmtune.charset import AUTO
 from glmtune.recipe.base import MAX_RATE, SettingError, Settings
 
 DEFAULT_EPOCHS = 1
+_URL = re.compile(r"[A-Za-z][\w+.:-]*://[^*?\[\]]+")
+"""A URL: its protocol, or several that are chained, and no character that fsspec would take for a pattern."""
 
 TokenLimit = Annotated[str, Field(title="N tokens", pattern=r"^[0-9]+ tokens$")]
 """A size of micro-batches in tokens, `2048 tokens`; the title stands for it in the pages of settings."""
@@ -75,6 +78,10 @@ class Train(Settings):
     one, too."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of newest checkpoints to keep; the best one is kept, too."""
+    copy_to: str | None = None
+    """URL of a folder that has a copy of each kept checkpoint, with the run's files that `--resume` needs on
+    another machine: `s3://BUCKET/FOLDER`, `gs://BUCKET/FOLDER`, `file:///FOLDER`, or another protocol of
+    fsspec (extra `fsspec`, and the protocol's own package, such as `s3fs`)."""
     patience: int | None = Field(None, ge=1)
     """Stop after this many evaluations in a row without a better loss; empty: never."""
     report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -102,6 +109,16 @@ class Train(Settings):
             f"must be a number of rows, 'N tokens' or {AUTO}, got {value!r}",
             hint="train.micro_batch_size=auto, train.micro_batch_size=4 or "
             "'train.micro_batch_size=2048 tokens'",
+        )
+
+    @field_validator("copy_to")
+    @classmethod
+    def _has_protocol(cls, value: str | None) -> str | None:
+        if value is None or _URL.fullmatch(value):
+            return value
+        raise SettingError(
+            f"must be a URL without any of *?[], got {value!r}",
+            hint="train.copy_to=s3://BUCKET/FOLDER; for a folder of another disk train.copy_to=file:///FOLDER",
         )
 
     @field_validator("gradient_checkpointing", mode="before")

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +13,20 @@ from glmtune.adapters.card import Card
 from glmtune.adapters.origin import check_base, require_files
 from glmtune.adapters.proof import check_recorded, proof_line, recorded_difference
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
-from glmtune.errors import CheckpointError, ConfigError, OutputError
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, OutputError
 from glmtune.files import copy_small_files
 from glmtune.load import check_outline
 from glmtune.locations import resolve
-from glmtune.recipe import TrainedPart
+from glmtune.recipe import Recipe, TrainedPart, load_recipe
 from glmtune.run_files import (
+    RECIPE_FILE,
     cannot_write,
     last_checkpoint,
     list_checkpoints,
     make_folder,
     replacing,
     set_aside,
+    step_of,
     sync,
 )
 from glmtune.training.state import (
@@ -37,7 +39,10 @@ from glmtune.training.state import (
     write_state,
 )
 from glmtune.workflows.cards import Untrained, write_card
+from glmtune.workflows.copies import RUN, CopyFolder, renew_copies
+from glmtune.workflows.early import run_folder
 from glmtune.workflows.events import Note, Saved
+from glmtune.workflows.plan import start_processes
 
 if TYPE_CHECKING:
     from glmtune.workflows.assemble import Run
@@ -85,6 +90,26 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
     run.processes.wait()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
+
+
+def copy_checkpoints(run: "Run") -> Iterator[Note]:
+    """Copy a run's checkpoints to `train.copy_to`. All processes must call it; the main one copies.
+
+    A failure is a warning: the run's folder has all of them, and the next call copies what is lacking.
+    """
+    url, folder = run.recipe.train.copy_to, run.writer.folder
+    if url is None:
+        return
+    run.processes.enter(f"copying step {run.progress.step}")
+    if run.is_main:
+        keep, best_step = run.recipe.train.keep_checkpoints, run.progress.best_step
+        try:
+            for copy in renew_copies(folder, url, keep=keep, best_step=best_step):
+                yield Note(f"copied to {url}/{copy}")
+        except GlmtuneError as err:
+            text = f"{err}; nothing is lost: {folder} has it, and the next checkpoint tries again"
+            yield Note(text, is_warning=True)
+    run.processes.wait()
 
 
 @contextmanager
@@ -144,6 +169,47 @@ def newest_whole(folder: Path) -> WholeCheckpoint:
         + "; ".join(str(e) for _, e in damaged),
         hint=first.hint,
     )
+
+
+def fetch_newer(recipe: Recipe) -> Iterator[Note]:
+    """Fetch the newest whole copy at `train.copy_to` into the run's folder, if that has none so new.
+
+    The best one too, if the folder lacks it. All processes must call it; the main one fetches. Raises
+    `ConfigError` if the copies are of another run, and `OutputError`.
+    """
+    url, folder = recipe.train.copy_to, run_folder(recipe)
+    if url is None:
+        return
+    processes = start_processes(recipe.device, recipe.distributed)
+    if processes.is_main:
+        copies, own_recipe = CopyFolder(url), folder / RECIPE_FILE
+        manifests = sorted(copies.manifests().items(), reverse=True)
+        if manifests and own_recipe.exists() and load_recipe(own_recipe).train.copy_to != url:
+            raise ConfigError(
+                f"train.copy_to: {url}: has checkpoints, and {folder} has not been copied there",
+                hint="name a folder of its own: train.copy_to=URL",
+            )
+        if not manifests:
+            yield Note(f"{url}: no checkpoint there")
+        own: WholeCheckpoint | None = None
+        if list_checkpoints(folder):
+            with suppress(CheckpointError):
+                own = newest_whole(folder)
+        for copy, digests in manifests:
+            newest, best = (step_of(own.folder), own.state["standing"]["best_step"]) if own else (None, None)
+            lacks_best = copy.step == best and not (folder / "checkpoints" / copy.checkpoint).exists()
+            if newest is not None and copy.step <= newest and not lacks_best:
+                continue
+            # beside a newer checkpoint the run's files stay
+            names = [name for name in digests if not (lacks_best and name.startswith(RUN))]
+            try:
+                copies.fetch(copy, {name: digests[name] for name in names}, folder)
+                own = own if lacks_best else newest_whole(folder)
+                yield Note(f"fetched {url}/{copy}")
+            except CheckpointError as err:
+                copies.disown(copy)  # else the same checkpoint, saved again, would pass for copied
+                yield Note(f"{copy} is not whole, and is skipped: {err}", is_warning=True)
+    processes.firsts(None)  # the others wait here
 
 
 def restore_run(run: "Run") -> Iterator[Note]:

@@ -28,6 +28,7 @@ from glmtune.run_files import (
     step_of,
 )
 from glmtune.run_process import require_idle
+from glmtune.workflows.copies import CopyFolder
 from glmtune.workflows.resuming import require_run, resume_command
 from glmtune.workflows.rows import SplitRows, read_and_split
 
@@ -88,7 +89,7 @@ def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True)
     if (resume or begins) and is_main_process():
         require_idle(folder)
     if resume:
-        require_run(folder)
+        require_run(folder, recipe.train.copy_to)
     # without `output`, an adapter's folder has its method in its name, which is not known yet
     elif begins and (recipe.output or (model and not recipe.base and (model / "config.json").exists())):
         require_startable(recipe, folder)
@@ -174,3 +175,8 @@ def require_startable(recipe: Recipe, folder: Path) -> None:
     # a run that is started with --detach has its log there before it begins
     hint = f"name another with output=...{alternative}"
     require_new(folder, hint=hint, besides=(LOG_FILE, PROCESS_FILE))
+    if (url := recipe.train.copy_to) and CopyFolder(url).copies():
+        raise ConfigError(
+            f"train.copy_to: {url}: has the checkpoints of a run",
+            hint="name another folder there; or go on with that run: the same command with `--resume`",
+        )

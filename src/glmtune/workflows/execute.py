@@ -33,7 +33,7 @@ from glmtune.training.progress import Progress, run_time
 from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.before_after import SampleQuestion, ask_questions, built_in_questions, sample_questions
-from glmtune.workflows.checkpoints import restore_run, save_checkpoint
+from glmtune.workflows.checkpoints import copy_checkpoints, fetch_newer, restore_run, save_checkpoint
 from glmtune.workflows.events import BeforeAndAfter, Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
@@ -58,6 +58,8 @@ def training(
     With `resume`, continue from the run folder's last checkpoint. With `force`, memory that does not suffice
     is a warning. `rows`: the rows, if `check_training` has read them already.
     """
+    if resume:
+        yield from fetch_newer(recipe)
     plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet
     plan = replace(plan, is_forced=force)
     forecast = yield from require_fitting(plan)
@@ -171,6 +173,7 @@ def _steps(run: Run) -> Iterator[Event]:
                 # the step may have ruined the weights: one batch tells, before they are saved
                 _evaluation_loss(run, run.validation[:1])
             yield save_checkpoint(run, is_best=is_best)
+            yield from copy_checkpoints(run)
             run.meter.end("saving")
         if is_stopping and not is_last:
             _ask(run, built_in_questions(run.recipe.samples))

@@ -19,8 +19,8 @@ FREE = {"output", "train.report_to"}
 """Settings that may be others when a run is resumed, without a word: the folder may have moved, and no figure
 depends on where it is shown."""
 CADENCE = {
-    "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "samples.prompts",
-    "samples.built_in", "samples.max_new_tokens", "data.test", "data.max_test_rows",
+    "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.copy_to",
+    "samples.prompts", "samples.built_in", "samples.max_new_tokens", "data.test", "data.max_test_rows",
     "evaluate.max_new_tokens", "evaluate.batch_size", "evaluate.compute", "evaluate.strength",
 }  # fmt: skip
 """Settings that change no step: they may be others from here on, and recipe.yaml then has the new ones."""
@@ -39,8 +39,10 @@ def train_on_command(folder: Path, words: str = "") -> str:
     return f"`{' '.join(filter(None, ('glmtune train', name, f'model={name}', words, 'output=NEW')))}`"
 
 
-def require_run(folder: Path) -> None:
-    """Raise `ConfigError` unless the folder holds a run with a checkpoint."""
+def require_run(folder: Path, url: str | None = None) -> None:
+    """Raise `ConfigError` unless the folder has a run with a checkpoint, or a URL may have its copy."""
+    if url:
+        return
     if not (folder / RECIPE_FILE).exists():
         others = runs_hint(folder) or "`glmtune runs` lists those that there are"
         raise ConfigError(f"{folder}: no run to resume here", hint=f"leave resume out to begin it; {others}")

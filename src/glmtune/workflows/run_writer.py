@@ -39,6 +39,7 @@ from glmtune.run_files import (
     write_text,
 )
 from glmtune.run_process import Recording, own_command
+from glmtune.workflows.copies import CopyFolder
 from glmtune.workflows.resuming import with_full_paths
 from glmtune.workflows.rows import EncodedRows
 from glmtune.workflows.trackers import Trackers
@@ -64,8 +65,10 @@ class RunWriter:
         """Create or reopen the run's folder; a new one gets recipe.yaml and env.json (`facts` included).
 
         recipe.yaml is complete: running it again repeats the run. `is_changed`: some of its settings are
-        others from here on.
+        others from here on. Raises `OutputError`, also if `train.copy_to` takes no files.
         """
+        if recipe.train.copy_to:
+            CopyFolder(recipe.train.copy_to).require_writable()
         make_folder(self.folder)
         self.sweep()
         base = Path((facts.get("model") or {}).get("name") or recipe.model).name

@@ -128,7 +128,7 @@ def start(
     )
     folder, is_resumed = _folder_of(recipe), "--resume" in options
     require_idle(folder)
-    require_run(folder) if is_resumed else require_startable(recipe, folder)
+    require_run(folder, recipe.train.copy_to) if is_resumed else require_startable(recipe, folder)
     make_folder(folder)
     log = folder / LOG_FILE
     begin = log.stat().st_size if is_resumed and log.exists() else 0
