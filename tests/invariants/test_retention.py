@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,36 @@ def test_the_command_afterwards_finds_what_the_run_found(model: Path, tmp_path: 
     from_python = glmtune_in_python.evaluate(again, general=True, quiet=True)
     assert from_python.scores["compared"] == facts["compared"]
     assert from_python.scores["task"]["rows"] == at_end["task"]["rows"]  # the run's rows, by its recipe
+
+
+def test_two_processes_measure_afterwards_what_one_does(model: Path, tmp_path: Path) -> None:
+    """One of them speaks, writes, and ends with the code of a model that forgot."""
+    train(recipe(model, tmp_path / "run"))
+    asked = ["evaluate", str(tmp_path / "run"), "--general", "--fail-on-forgetting", "dtype=fp32"]
+    asked += [f"retain.report_prompts={PROMPTS}", f"retain.max_new_tokens={TOKENS}", "retain.forgot=0"]
+    for count in (1, 2):
+        environment = os.environ | {"GLMTUNE_CACHE": str(tmp_path / f"cache-{count}")}
+        output = ["--output", str(tmp_path / str(count)), "retain.drifted=0"]
+        done = run_ranks(count, "-m", "glmtune", *asked, *output, env=environment, encoding="utf-8")
+        assert done.returncode == 3, done.stderr
+        assert done.stdout.count("all figures and answers: ") == 1
+    one, two = (facts_of(tmp_path / str(count)) for count in (1, 2))
+    assert two["compared"] == one["compared"]
+    assert two["kl"]["mean"] == pytest.approx(one["kl"]["mean"], rel=1e-4)
+    assert two["task"]["rows"] == one["task"]["rows"]
+
+
+def test_a_training_by_two_processes_ends_with_the_code_of_its_verdict(model: Path, tmp_path: Path) -> None:
+    words = [
+        f"model={model}", f"data.train={ADVERTS}", "data.max_tokens=200", "data.max_rows=8", "train.steps=1",
+        "train.batch_size=2", "retain.ratio=0", f"retain.report_prompts={PROMPTS}", "samples.prompts=[]",
+        f"retain.max_new_tokens={TOKENS}", "train.lr=0.1", "--fail-on-forgetting",
+    ]  # fmt: skip
+    for forgot, code in (("1e9", 0), ("0", 3)):
+        own = [f"output={tmp_path / forgot}", f"retain.forgot={forgot}", f"retain.drifted={forgot}"]
+        done = run_ranks(2, "-m", "glmtune", "train", *words, *own, encoding="utf-8")
+        assert done.returncode == code, done.stderr
+        assert "nothing was measured" not in done.stderr
 
 
 def test_a_script_learns_from_the_exit_code_that_a_model_forgot(model: Path, tmp_path: Path) -> None:

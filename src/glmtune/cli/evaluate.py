@@ -72,8 +72,8 @@ def evaluate(
     """
     from glmtune.workflows.early import recipe_for
 
-    if is_to_launch(nproc):
-        _launch(nproc or 1, "--general" if general else "--tasks" if tasks else "")
+    if nproc and is_to_launch(nproc):
+        run_in_processes(nproc)
         return
     named = {
         "data.test": data, "output": output, "base": base, "revision": revision, "evaluate.strength": strength
@@ -83,7 +83,7 @@ def evaluate(
     recipe = recipe_for(source, words, has_base=general)
     if general:
         verdict = _measure(recipe, as_json=as_json)
-        if fail_on_forgetting:
+        if fail_on_forgetting and is_main_process():
             fail_on(verdict)
         return
     if tasks:
@@ -98,14 +98,6 @@ def evaluate(
     _score(recipe, against, as_json=as_json)
 
 
-def _launch(number: int, other: str) -> None:
-    """Answer in so many processes. Raises `ConfigError` for another measurement than that of answers."""
-    if other:
-        problem = f"--nproc: {number}, but {other} is measured by one process"
-        raise ConfigError(problem, hint="type the command without it")
-    run_in_processes(number)
-
-
 def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as_json: bool) -> None:
     """Run tasks of lm-eval, and print their scores."""
     from glmtune.workflows.events import drain
@@ -113,8 +105,11 @@ def _ask_tasks(recipe: "Recipe", tasks: list[str], asking: dict[str, Any], *, as
     from glmtune.workflows.tasks import asking_tasks
 
     lines = Lines(on_stderr=as_json)
-    with lines.bar("answering"):
+    with lines.bar("answering"), naming_ended_process():
         path, facts = drain(asking_tasks(recipe, tasks, **asking), Shown(lines))
+    leave_group()
+    if not is_main_process():
+        return
     if as_json:
         print_json(facts)
         return
@@ -178,8 +173,11 @@ def _measure(recipe: "Recipe", *, as_json: bool) -> str:
 
     lines = Lines(on_stderr=as_json)
     shown = Shown(lines)
-    with lines.bar("measuring"):
+    with lines.bar("measuring"), naming_ended_process():
         folder, found = drain(measuring(recipe), shown)
+    leave_group()
+    if not is_main_process():
+        return found.verdict
     if as_json:
         print_json(found.facts())
         return found.verdict

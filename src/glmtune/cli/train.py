@@ -88,7 +88,7 @@ def train(
         return
     if not dry_run:
         verdict = run_recipe(recipe, resume=resume, force=force)
-        if fail_on_forgetting:
+        if fail_on_forgetting and is_main_process():  # which knows it
             fail_on(verdict)
         return
     _show_outlook(recipe, resume=resume, force=force)

@@ -6,6 +6,7 @@ and give) and lm_eval/models/huggingface.py (cut from the left, windows of a lon
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +20,7 @@ from glmtune.generate import Sampling, complete
 from glmtune.models.protocol import CausalLM
 from glmtune.objectives.teacher import record_likeliest
 from glmtune.tokenizers.protocol import Tokenizer
-from glmtune.training.processes import Processes
+from glmtune.training.processes import Processes, deal_out
 
 NEW_TOKENS = 256
 """Longest text that goes on, in tokens, where a task sets none."""
@@ -28,7 +29,10 @@ Pair = tuple[list[int], list[int]]
 
 
 class HarnessModel(LM):  # type: ignore[misc]  # lm-eval has no types
-    """A loaded model and its tokenizer behind lm-eval's interface."""
+    """A loaded model and its tokenizer behind lm-eval's interface.
+
+    Several processes are asked the same, and share the work on it.
+    """
 
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, processes: Processes) -> None:
         """Raises `ConfigError` for a chat format whose texts do not begin with tokens of its own."""
@@ -68,7 +72,8 @@ class HarnessModel(LM):  # type: ignore[misc]  # lm-eval has no types
             texts_before = (request.args[0] for _, request in members)
             prompts = [self._first + self._tokenizer.encode_plain(text)[-room:] for text in texts_before]
             stop_ids = frozenset(self._tokenizer.stop_ids)
-            answers = complete(self._model, prompts, sampling, stop_ids=stop_ids)
+            answer = partial(complete, self._model, sampling=sampling, stop_ids=stop_ids)
+            answers = deal_out(self._processes, prompts, answer)
             for (number, _), ids in zip(members, answers, strict=True):
                 text = answer_text(self._tokenizer, [i for i in ids if i not in stop_ids])
                 for stop in [until] if isinstance(until, str) else until:

@@ -5,7 +5,7 @@ This is the only module that imports accelerate.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property
@@ -24,6 +24,7 @@ from glmtune.recipe.distributed import Ddp, DeepSpeed, EngineSettings
 from glmtune.training import heartbeat, sharding
 from glmtune.training.zero import ZeroOptimizer, ZeroWeights
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -72,6 +73,11 @@ class Processes:
     def is_main(self) -> bool:
         """True if this process writes the run's files."""
         return self.rank == 0
+
+    @property
+    def own_card(self) -> str | None:
+        """The device that this process has for itself; None for a single one, which may have any."""
+        return str(self.device) if self.number > 1 else None
 
     def enter(self, place: str) -> None:
         """Note the part of the run that this process is in from here on, `step 7`: others may wait for it."""
@@ -289,6 +295,15 @@ class Alone:
     def firsts(self, value: Value) -> Value:
         """Return the first process's value in all processes."""
         return self._processes.firsts(value)
+
+
+def deal_out(
+    processes: Processes | Alone, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Value]]
+) -> list[Value]:
+    """Return the result of each item in order: each process works on a share, and all get all."""
+    shares = processes.gather(work(items[processes.rank :: processes.number]))
+    # dealt out as cards are: item 0 to the first process, item 1 to the second
+    return [shares[i % processes.number][i // processes.number] for i in range(len(items))]
 
 
 def _require_card() -> None:

@@ -73,8 +73,7 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
         yield Note(f"{folder / PREDICTIONS_FILE}: {total - len(todo)} of {total} rows are already answered")
     if todo:
         meter = MemoryMeter(resolve_device(recipe.device))
-        own_card = str(team.device) if team.number > 1 else None
-        model = load_answering(recipe, location, dtype, device=own_card)
+        model = load_answering(recipe, location, dtype, device=team.own_card)
         if COMPUTED_WITH not in file.settings:
             rows = min(settings.batch_size, len(todo))
             # the first process's choice: all answer alike

@@ -11,7 +11,7 @@ from glmtune.evaluation.forgetting import Forgetting
 from glmtune.general import held_out_prompts
 from glmtune.load import choose_type, load_location, tokenizer_of
 from glmtune.locations import Location, find_base, resolve
-from glmtune.log import quiet
+from glmtune.log import is_main_process, quiet
 from glmtune.models.device import resolve_device
 from glmtune.recipe import Recipe, load_recipe
 from glmtune.run_files import (
@@ -48,10 +48,11 @@ def measuring(recipe: Recipe) -> Generator[Event, None, tuple[Path, Forgetting]]
             hint="name another folder, or leave output out: the result then lies in the run's `evaluations`",
         )
     found = yield from compare_with_base(location, recipe)
-    make_folder(folder)
-    write_json(folder / FORGETTING_FILE, found.facts())
-    if recipe.output is None and location.run:
-        yield renew_report(location.run)
+    if is_main_process():
+        make_folder(folder)
+        write_json(folder / FORGETTING_FILE, found.facts())
+        if recipe.output is None and location.run:
+            yield renew_report(location.run)
     return folder, found
 
 
@@ -67,14 +68,15 @@ def advice_on_run(recipe: Recipe, found: Forgetting) -> Note | None:
 
 
 def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, None, Forgetting]:
-    """Compare a tuned model with its base; one of them is in memory at a time."""
+    """Compare a tuned model with its base; one of them is in memory at a time. Processes share the work."""
     base = find_base(location, recipe.base, wanted_by="general")
     tokenizer = tokenizer_of(location, template=recipe.template)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
     processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
     train, task = yield from _rows_of_run(location, recipe, tokenizer)
     quant = recipe.quant or location.quant  # also of the base, that both compute alike
-    open_model = partial(load_location, dtype=dtype, device=recipe.device, quant=quant)
+    device = processes.own_card or recipe.device
+    open_model = partial(load_location, dtype=dtype, device=device, quant=quant)
     yield Note(f"the base, asked first: {base.name}")
     with quiet():  # the tuned model's line tells the same
         untuned = open_model(base, template=tokenizer.template).eval()

@@ -6,6 +6,7 @@ anew. The base is asked before anything changes it; no second model is in memory
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from glmtune.conversation import answer_text
 from glmtune.data.row import TrainingRow
@@ -29,7 +30,7 @@ from glmtune.objectives.teacher import RowFigures, compare_with_recorded, record
 from glmtune.recipe import Retain
 from glmtune.templates import Taught
 from glmtune.tokenizers.protocol import Tokenizer
-from glmtune.training.processes import Alone, Processes
+from glmtune.training.processes import Alone, Processes, deal_out
 from glmtune.workflows.base_answers import BaseAnswer, answer_prompts, cache_file
 
 MOST_ANSWERS = 2000
@@ -137,9 +138,14 @@ def measure(
     general, task = figures[: len(reference.rows)], figures[len(reference.rows) :]
     sampling = Sampling(do_sample=False, max_new_tokens=reference.settings.max_new_tokens)
     prompts = [answer.prompt_ids for answer in reference.answers]
-    # every process answers all of them: each may hold only a shard of the weights
-    stop_ids = frozenset(tokenizer.stop_ids)
-    tuned = complete(model, prompts, sampling, stop_ids=stop_ids, engine=engine_beside(model))
+    answer = partial(
+        complete,
+        model,
+        sampling=sampling,
+        stop_ids=frozenset(tokenizer.stop_ids),
+        engine=engine_beside(model),
+    )
+    tuned = deal_out(reference.processes, prompts, answer)
     both = zip(reference.answers, reference.rows, general, tuned, strict=True)
     return judge(
         [

@@ -32,7 +32,8 @@ def asking_tasks(
     """Run tasks of lm-eval by name; write their scores, return the file and its content.
 
     `include_path`: a folder with tasks of the user's own; `limit`: so many examples of each task, or below 1
-    a share of them. Raises `ConfigError` for an unknown task, `MissingDependencyError` without lm-eval.
+    a share of them. Several processes share the work; the first one writes. Raises `ConfigError` for an
+    unknown task, `MissingDependencyError` without lm-eval.
     """
     lm_eval = require("lm_eval", extra="lm-eval")
     manager = require("lm_eval.tasks", extra="lm-eval").TaskManager(
@@ -50,8 +51,8 @@ def asking_tasks(
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=strength != 1)
     tokenizer = tokenizer_of(location, template=recipe.template)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
-    model = load_answering(recipe, location, dtype)
     processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
+    model = load_answering(recipe, location, dtype, device=processes.own_card)
     yield Working("answering tasks")
     result = lm_eval.simple_evaluate(
         model=HarnessModel(model, tokenizer, processes),
@@ -64,6 +65,7 @@ def asking_tasks(
     facts |= {"strength": strength, "limit": limit}
     facts |= {key: result[key] for key in KEPT if key in result}
     folder = evaluation_folder(recipe, location, "tasks")
-    make_folder(folder)
-    write_json(folder / TASKS_FILE, facts)
+    if processes.is_main:
+        make_folder(folder)
+        write_json(folder / TASKS_FILE, facts)
     return folder / TASKS_FILE, facts

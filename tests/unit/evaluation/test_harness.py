@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'glmtune[lm-eval]'")
 
+from forks import run_ranks
 from glmtune import load_model, load_tokenizer
 from glmtune.errors import ConfigError
 from glmtune.evaluation.harness import HarnessModel
@@ -59,6 +60,38 @@ def test_a_text_goes_on_greedily_and_ends_before_its_stop_text(ours: HarnessMode
     whole, cut = ours.generate_until([asked("白日依山尽，", kind) for kind in kinds])
     assert whole
     assert cut == whole.split("，")[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("loglikelihood", "perplexity"), ("generate_until", "exact_match")]
+)
+def test_two_processes_have_the_scores_of_one(tmp_path: Path, kind: str, metric: str) -> None:
+    rows = [
+        {"q": f"白日{word}", "a": answer} for word, answer in zip("依山尽，黄", "山尽，黄河", strict=True)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(
+        f"""task: mine
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.json"}}}}}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{q}}}}"
+doc_to_target: "{{{{a}}}}"
+target_delimiter: ""
+generation_kwargs: {{max_gen_toks: 1}}
+metric_list: [{{metric: {metric}}}]
+""",
+        encoding="utf-8",
+    )
+    scores = {}
+    for count in (1, 2):
+        words = ["evaluate", "glm-tiny", "--tasks", "mine", "--include-path", str(tmp_path), "--json"]
+        output = ["--output", str(tmp_path / str(count)), "dtype=fp32"]
+        done = run_ranks(count, "-m", "glmtune", *words, *output, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+        scores[count] = json.loads(done.stdout)["results"]["mine"][f"{metric},none"]
+    assert scores[2] == pytest.approx(scores[1], rel=1e-4)
 
 
 def test_a_task_of_ones_own_is_scored_and_written_down(ours: HarnessModel, tmp_path: Path) -> None:
