@@ -1,6 +1,8 @@
 """`glmtune evaluate --tasks`: tasks of lm-eval, asked of a model, run or adapter."""
 
+import sys
 from collections.abc import Generator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +56,18 @@ def asking_tasks(
     processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
     model = load_answering(recipe, location, dtype, device=processes.own_card)
     yield Working("answering tasks")
-    result = lm_eval.simple_evaluate(
-        model=HarnessModel(model, tokenizer, processes),
-        tasks=list(tasks),
-        num_fewshot=num_fewshot,
-        limit=limit,
-        task_manager=manager,
-    )
+    with redirect_stdout(sys.stderr):  # where it prints what it does; ours is for figures
+        result = lm_eval.simple_evaluate(
+            model=HarnessModel(model, tokenizer, processes),
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+        )
     facts: dict[str, Any] = {"lm_eval": lm_eval.__version__, "model": str(location.trained)}
     facts |= {"strength": strength, "limit": limit}
-    facts |= {key: result[key] for key in KEPT if key in result}
+    # lm-eval gives them to the first process of a machine alone
+    facts |= processes.firsts({key: result[key] for key in KEPT if key in result} if result else {})
     folder = evaluation_folder(recipe, location, "tasks")
     if processes.is_main:
         make_folder(folder)
