@@ -1,5 +1,6 @@
 """Laws of runs whose work or weights are shared over processes: the same figures as of one process."""
 
+import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from forks import run_ranks
 from glmtune import load_model
@@ -80,6 +81,7 @@ ZERO = (
         not is_installed("deepspeed"), reason="needs DeepSpeed: pip install 'glmtune[deepspeed]'"
     ),
 )
+ZEROS = [pytest.param(f"zero-{stage}", marks=ZERO) for stage in (2, 3)]
 SHARED = [
     ("fsdp2", "lora"),
     *(pytest.param(f"zero-{stage}", method, marks=ZERO) for stage in (2, 3) for method in METHODS),
@@ -107,11 +109,7 @@ def test_two_processes_of_an_engine_equal_one(model: Path, tmp_path: Path, engin
 @pytest.mark.parametrize("method", ["lora", "full"])
 @pytest.mark.parametrize(
     "engine",
-    [
-        pytest.param("fsdp2", marks=SLOW),
-        pytest.param("zero-2", marks=ZERO),
-        pytest.param("zero-3", marks=ZERO),
-    ],
+    [pytest.param("fsdp2", marks=SLOW), *ZEROS],
 )
 def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
     model: Path, tmp_path: Path, engine: str, method: str
@@ -140,6 +138,115 @@ def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
     assert gone_on == whole
     first, second = weights(tmp_path / "whole"), weights(parts)
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("engine", [pytest.param("fsdp2", marks=SLOW), *ZEROS])
+@pytest.mark.parametrize(
+    ("method", "is_silent", "told"),
+    [
+        ("lora", False, "step 2: the loss is nan, first in transformer.encoder.layers.0.self_attention at "),
+        ("full", False, "step 2: the loss is nan, first in transformer.encoder.layers.0.self_attention"),
+        ("lora", True, "step 1: the gradient is exactly 0, it ends at the gradient of the output of "),
+    ],
+)
+def test_a_bad_step_is_traced_to_the_layer_and_row_of_one_process(
+    model: Path, tmp_path: Path, engine: str, method: str, is_silent: bool, told: str
+) -> None:
+    """`is_silent`: the last norm gives zeros, so that nothing reaches the loss."""
+    base = shutil.copytree(model, tmp_path / "model")
+    if is_silent:
+        [file] = base.glob("*.safetensors")
+        tensors = load_file(file)
+        tensors["transformer.encoder.final_layernorm.weight"].zero_()
+        save_file(tensors, file, metadata={"format": "pt"})
+    errors = {}
+    for number in (1, 2):
+        shared = ENGINES[engine] if number == 2 else []
+        given = words(base, tmp_path / str(number), *METHODS[method], *shared, "train.lr=1e20")
+        done = run_ranks(number, "-m", "glmtune", "train", *given, encoding="utf-8")
+        assert done.returncode == 2, done.stderr
+        errors[number] = next(line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert errors[2] == errors[1]
+    assert told in errors[1]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("engine", [pytest.param("fsdp2", marks=SLOW), *ZEROS])
+def test_replay_on_shared_weights_is_that_of_one_process(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, method: str
+) -> None:
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache"))
+    replay = [*METHODS[method], "retain.ratio=0.25", "retain.max_new_tokens=8", "train.batch_size=4"]
+    drain(training(training_recipe({}, words(model, tmp_path / "one", *replay))))
+    monkeypatch.setenv("GLMTUNE_CACHE", str(tmp_path / "cache of two"))
+    given = words(model, tmp_path / "two", *replay, *ENGINES[engine])
+    done = run_ranks(2, "-m", "glmtune", "train", *given, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    one, two = (read_json_lines(tmp_path / name / "replay.jsonl") for name in ("one", "two"))
+    assert one
+    assert [line["answer_ids"] for line in two] == [line["answer_ids"] for line in one]
+    assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
+    load_model(tmp_path / "two")
+
+
+SAVING = """
+import json, sys
+from pathlib import Path
+import torch
+from glmtune import load_model
+from glmtune.methods import apply_method
+from glmtune.objectives import SftObjective
+from glmtune.recipe import Full, Train
+from glmtune.recipe.distributed import Fsdp2
+from glmtune.training.optim import build_optimizer
+from glmtune.training.processes import Processes
+
+def own_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+processes = Processes(engine=Fsdp2())
+model = apply_method(load_model(sys.argv[1], dtype="fp32", device="cpu"), Full())
+objective = SftObjective(model)
+optimizer = processes.share(objective, lambda: build_optimizer(model, Train(lr=1e-3)))
+for weight in objective.parameters():
+    weight.grad = torch.ones_like(weight)
+optimizer.step()
+optimizer.zero_grad()
+
+def gathered():
+    before = own_bytes()
+    state = processes.optimizer_state(optimizer)
+    with processes.whole():
+        weights = [weight.detach().clone() for weight in model.parameters()] if processes.is_main else []
+        total = sum(weight.nbytes for weight in weights)
+        del weights
+        tensors = [*state["state"].values(), dict(model.named_parameters())]
+        sums = [float(each.double().sum()) for part in tensors for each in part.values()]
+        return own_bytes() - before, total, sums
+
+folder = Path(sys.argv[2])
+in_memory = gathered()
+with processes.gathering_in(folder):
+    in_files = gathered()
+if processes.is_main:
+    assert in_files[2] == in_memory[2]
+    print(json.dumps({"memory": in_memory[0], "files": in_files[0], "weights": in_memory[1]}))
+assert not list(folder.iterdir()) or not processes.is_main
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's figures")
+def test_what_is_saved_of_shared_weights_takes_no_main_memory(tmp_path: Path) -> None:
+    """But one tensor at a time; without files all weights and both of AdamW's means."""
+    large = tiny_folder(tmp_path / "model", hidden_size=512, ffn_hidden_size=1024, num_layers=6)
+    (tmp_path / "files").mkdir()
+    given = (str(large), str(tmp_path / "files"))
+    done = run_ranks(2, "-c", SAVING, *given, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    taken = json.loads(done.stdout)
+    assert taken["memory"] > 2.5 * taken["weights"]
+    assert taken["files"] < 0.3 * taken["weights"]
 
 
 @pytest.mark.parametrize(

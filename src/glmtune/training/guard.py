@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from glmtune.data.batches import Batch
 from glmtune.data.row import TrainingRow
@@ -20,6 +21,7 @@ from glmtune.errors import TrainingError
 from glmtune.objectives.base import ObjectiveModule
 from glmtune.processor import has_bf16
 from glmtune.training.processes import Processes
+from glmtune.training.sharding import own_part
 
 RowsOf = Callable[[int], Sequence[Sequence[TrainingRow]]]
 """Returns the rows of this process's micro-batches of a step; called only when something is wrong."""
@@ -111,18 +113,20 @@ class Guard:
         where = next((words for words in findings if words), None)
         where = where or (self._find_largest(step, batches, items) if items else _NOWHERE)
         # a weight that is nan or infinite explains everything after it, so its hint replaces all others
-        for name, weight in self.objective.named_parameters():
-            if _are_finite(weight):
-                continue
-            bad = weight.detach()[~torch.isfinite(weight)]
-            where += f"; the weight {_shown(name)} itself holds {float(bad[0])}"
+        weights = list(self.objective.named_parameters())
+        own = ((i, own_part(weight).detach()) for i, (_, weight) in enumerate(weights))
+        broken = ((i, float(part[~torch.isfinite(part)][0])) for i, part in own if not _are_finite(part))
+        # of a weight that is shared out, a part may be whole in one process and broken in another
+        if found := [each for each in self.processes.gather(next(broken, None)) if each]:
+            i, number = min(found, key=lambda each: each[0])
+            name, weight = weights[i]
+            where += f"; the weight {_shown(name)} itself holds {number}"
             if weight.requires_grad and has_learned:
                 hint = f"a step too far broke it: train anew with {self._lower()}"
-            elif weight.dtype == torch.float16 and not bool(bad.isnan().any()):
+            elif weight.dtype == torch.float16 and not math.isnan(number):
                 hint = f"it is too large for fp16: train anew with {self._wider(is_held=True)}"
             else:
                 hint = "its file is damaged: copy the model from its source again"
-            break
         raise TrainingError(
             f"step {step}: {what}, {where}; checkpoints are left as they were",
             hint=hint or self._safe_settings(has_learned=has_learned),
@@ -255,8 +259,14 @@ class Guard:
         factor = self.processes.number * (1.0 if loss_scale is None else max(loss_scale, LEAST_SCALE))
         with self.processes.autocast(), self.objective.passes():
             loss = self.objective(batch) * factor / items
-            gradients = torch.autograd.grad(loss, [*trainable.values()], allow_unused=True)
-        return dict(zip(trainable, gradients, strict=True))
+            if not any(isinstance(weight, DTensor) for weight in trainable.values()):
+                gradients = torch.autograd.grad(loss, [*trainable.values()], allow_unused=True)
+                return dict(zip(trainable, gradients, strict=True))
+            # FSDP2 puts gradients into the weights alone, each process's part of them: the step's own go
+            for weight in trainable.values():
+                weight.grad = None
+            loss.backward()
+        return {name: None if p.grad is None else own_part(p.grad) for name, p in trainable.items()}
 
     @contextmanager
     def _watched(self, watch: Watch) -> Iterator[None]:
