@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from functools import cached_property
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar, cast
 
 import torch
@@ -21,6 +24,7 @@ from torch.optim import Optimizer
 
 from glmtune.errors import ConfigError
 from glmtune.recipe.distributed import Ddp, DeepSpeed, EngineSettings
+from glmtune.run_files import cannot_write
 from glmtune.training import heartbeat, sharding
 from glmtune.training.zero import ZeroOptimizer, ZeroWeights
 
@@ -61,6 +65,7 @@ class Processes:
         self._root: nn.Module | None = None
         self._zero: ZeroOptimizer | None = None
         self._is_joined = False
+        self._keep: sharding.Keep = sharding.in_main_memory
 
     @cached_property
     def _accelerator(self) -> Accelerator:
@@ -169,7 +174,40 @@ class Processes:
         if self._root is None:
             return nullcontext()
         sharer = self._weights or sharding
-        return sharer.whole_trained(self._root, keeps=self.is_main or is_changed, is_changed=is_changed)
+        keep = self._keep if self.is_main or is_changed else None
+        return sharer.whole_trained(self._root, keep=keep, is_changed=is_changed)
+
+    @contextmanager
+    def gathering_in(self, folder: Path) -> Iterator[None]:
+        """Inside, the weights and means that the first process puts together lie in files there, mapped.
+
+        One of them at a time is in main memory, so that it need not hold a whole model. For an engine that
+        shares them; the files are removed at the end. Raises `OutputError`.
+        """
+        if not (self.is_main and self.engine.shares_state):
+            yield
+            return
+        names = count()
+
+        def keep(whole: Tensor) -> Tensor:
+            flat, path = whole.detach().cpu().contiguous().flatten(), Path(desk, str(next(names)))
+            try:
+                path.write_bytes(flat.view(torch.uint8).numpy().data)
+            except OSError as err:
+                raise cannot_write(path, err) from err
+            # private: nothing that is done to it goes into the file
+            mapped = torch.from_file(str(path), shared=False, size=flat.numel(), dtype=flat.dtype)
+            return mapped.view(whole.shape)
+
+        # a name of those that a killed process leaves behind, and that are swept
+        with TemporaryDirectory(
+            prefix=".", suffix=".partial", dir=folder, ignore_cleanup_errors=True
+        ) as desk:
+            self._keep = keep
+            try:
+                yield
+            finally:
+                self._keep = sharding.in_main_memory
 
     def settle(self) -> None:
         """Give back the shared weights that passes without gradients have left whole."""
@@ -184,9 +222,11 @@ class Processes:
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """Return an optimizer's state with whole tensors, in the first process; all must call it."""
         if self._zero is not None:
-            return self._zero.whole_state(keeps=self.is_main)
+            return self._zero.whole_state(keep=self._keep if self.is_main else None)
         state: dict[str, Any] = optimizer.state_dict()
-        return state if self._root is None else sharding.whole_state(state, keeps=self.is_main)
+        if self._root is None:
+            return state
+        return sharding.whole_state(state, keep=self._keep if self.is_main else None)
 
     def restore_optimizer(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         """Restore the result of `optimizer_state`."""

@@ -4,7 +4,7 @@ torch's own `fully_shard`, a group of weights for each layer, and one for the re
 output layer, prefix. Source: docs.pytorch.org, torch.distributed.fsdp.fully_shard.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -16,6 +16,14 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glmtune.models.recomputing import layers_of
 from glmtune.training.zero import is_in_parts, part_of_weight
+
+Keep = Callable[[Tensor], Tensor]
+"""Keeps a tensor that was put together, detached, where its process has room for all of them."""
+
+
+def in_main_memory(whole: Tensor) -> Tensor:
+    """Return a copy in main memory."""
+    return whole.detach().to("cpu", copy=True)
 
 
 def share_weights(root: nn.Module, device: torch.device, number: int) -> None:
@@ -65,8 +73,8 @@ def outer_weights(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 @torch.no_grad()
-def whole_trained(root: nn.Module, *, keeps: bool, is_changed: bool = False) -> Iterator[None]:
-    """Inside, the trained weights are whole and on the CPU in the processes that keep them.
+def whole_trained(root: nn.Module, *, keep: Keep | None, is_changed: bool = False) -> Iterator[None]:
+    """Inside, the trained weights are whole in the processes that keep them; None: dropped one by one.
 
     All processes must call it. With `is_changed` all must keep them, and go on with what is then in them.
     """
@@ -82,8 +90,8 @@ def whole_trained(root: nn.Module, *, keeps: bool, is_changed: bool = False) -> 
         # one weight may be in two modules: gathered twice it would be two afterwards
         if id(weight) not in wholes:
             whole = cast("DTensor", weight).full_tensor()  # by all, also where it is dropped
-            wholes[id(weight)] = nn.Parameter(whole.cpu() if keeps else whole.new_empty(0))
-        if keeps:
+            wholes[id(weight)] = nn.Parameter(keep(whole) if keep else whole.new_empty(0))
+        if keep:
             part._parameters[name] = wholes[id(weight)]
     try:
         yield
@@ -100,18 +108,18 @@ def part_of(whole: Tensor, like: DTensor) -> DTensor:
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(state: Mapping[str, Any], *, keeps: bool) -> dict[str, Any]:
-    """Return an optimizer's `state_dict` with whole tensors on the CPU; all processes must call it.
+def whole_state(state: Mapping[str, Any], *, keep: Keep | None) -> dict[str, Any]:
+    """Return an optimizer's `state_dict` with whole tensors; all processes must call it.
 
-    Without `keeps` the tensors are dropped, one after the other.
+    Without `keep` the tensors are dropped, one after the other.
     """
     means: dict[int, dict[str, Any]] = {}
     for number, values in state["state"].items():
         means[number] = {}
         for name, value in values.items():
             known = value.full_tensor() if isinstance(value, DTensor) else value
-            if keeps:
-                means[number][name] = known.cpu() if isinstance(known, Tensor) else known
+            if keep:
+                means[number][name] = keep(known) if isinstance(known, Tensor) else known
     return {**state, "state": means}
 
 

@@ -5,7 +5,7 @@ built when they are first used, by a compiler. Source: deepspeed.readthedocs.io,
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -77,10 +77,10 @@ class ZeroOptimizer:
         parts: list[Tensor] = self._zero.single_partition_of_fp32_groups
         return parts
 
-    def whole_state(self, *, keeps: bool) -> dict[str, Any]:
+    def whole_state(self, *, keep: Callable[[Tensor], Tensor] | None) -> dict[str, Any]:
         """Return the state as the optimizer's `state_dict` of whole weights has it; all must call it.
 
-        Without `keeps` the tensors are dropped, one after the other.
+        Without `keep` the tensors are dropped, one after the other.
         """
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -96,7 +96,7 @@ class ZeroOptimizer:
             values = {"step": known["step"]}
             for name in (name for name in known if name != "step"):
                 whole = safe_get_full_optimizer_state(weight, name)
-                values[name] = whole.cpu() if keeps else None
+                values[name] = keep(whole) if keep else None
             means[place] = values
         return {"state": means, "param_groups": groups}
 
@@ -214,8 +214,10 @@ class ZeroWeights(ZeroOptimizer):
 
     @contextmanager
     @torch.no_grad()
-    def whole_trained(self, root: nn.Module, *, keeps: bool, is_changed: bool = False) -> Iterator[None]:
-        """Inside, the trained weights are whole and on the CPU in the processes that keep them.
+    def whole_trained(
+        self, root: nn.Module, *, keep: Callable[[Tensor], Tensor] | None, is_changed: bool = False
+    ) -> Iterator[None]:
+        """Inside, the trained weights are whole in the processes that keep them; None: dropped one by one.
 
         All processes must call it. With `is_changed` all must keep them, and go on with what is then in them.
         """
@@ -231,9 +233,9 @@ class ZeroWeights(ZeroOptimizer):
         for part, name, weight in places:
             if id(weight) not in wholes:
                 with gathered([weight]):  # by all, also where it is dropped
-                    whole = weight.detach().to("cpu", copy=True) if keeps else torch.empty(0)
+                    whole = keep(weight) if keep else torch.empty(0)
                 wholes[id(weight)] = nn.Parameter(whole)
-            if keeps:
+            if keep:
                 part._parameters[name] = wholes[id(weight)]
         try:
             yield

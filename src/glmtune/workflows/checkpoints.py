@@ -53,39 +53,43 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
 
     All processes must call it, for each has random numbers of its own.
     """
-    # on every process, before the main one writes: the state gathers the random numbers of all
-    state = collect_state(run.optimizer, run.schedule, run.processes)
-    state["standing"] = asdict(run.progress)  # this key is in the state files of all versions
-    if run.pruning:
-        state["pruning"] = run.pruning.state_dict()
     plan, step = run.plan, run.progress.step
-    with run.processes.joined():
-        card = write_card(
-            run.recipe,
-            plan.location,
-            run.base,
-            plan.tokenizer,
-            run.model,
-            row_hashes=plan.row_hashes,
-            step=step,
-        )
-    path, is_whole = run.writer.checkpoint_path(step), run.recipe.method.kept is TrainedPart.MODEL
-    with run.processes.whole():  # entered by all, before the main process writes
-        if run.is_main:
-            make_folder(path.parent)
-            with _saying_what_is_kept(run, state), replacing(path, is_durable=True) as partial:
-                sync(run.writer.metrics_path)  # a checkpoint never stands without the lines up to its step
-                partial.mkdir()
-                if is_whole:
-                    copy_small_files(plan.location.base, partial)  # full: the checkpoint is a model folder
-                write_state(state, partial)
-                save_trained(run.model, partial, card)
-                if not last_checkpoint(run.writer.folder):
-                    # a run's first checkpoint must open again: better an error now than after days
-                    check_outline(resolve(partial, base=None if is_whole else plan.location.base))
-            # link before pruning: `best` and `last` never point at a folder that is gone
-            run.writer.link_checkpoint(step, best_step=run.progress.best_step)
-            run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
+    path = run.writer.checkpoint_path(step)
+    if run.is_main:
+        make_folder(path.parent)
+    with run.processes.gathering_in(path.parent):
+        # on every process, before the main one writes: the state gathers the random numbers of all
+        state = collect_state(run.optimizer, run.schedule, run.processes)
+        state["standing"] = asdict(run.progress)  # this key is in the state files of all versions
+        if run.pruning:
+            state["pruning"] = run.pruning.state_dict()
+        with run.processes.joined():
+            card = write_card(
+                run.recipe,
+                plan.location,
+                run.base,
+                plan.tokenizer,
+                run.model,
+                row_hashes=plan.row_hashes,
+                step=step,
+            )
+        is_whole = run.recipe.method.kept is TrainedPart.MODEL
+        with run.processes.whole():  # entered by all, before the main process writes
+            if run.is_main:
+                with _saying_what_is_kept(run, state), replacing(path, is_durable=True) as partial:
+                    # a checkpoint never stands without the lines up to its step
+                    sync(run.writer.metrics_path)
+                    partial.mkdir()
+                    if is_whole:  # full: the checkpoint is a model folder
+                        copy_small_files(plan.location.base, partial)
+                    write_state(state, partial)
+                    save_trained(run.model, partial, card)
+                    if not last_checkpoint(run.writer.folder):
+                        # a run's first checkpoint must open again: better an error now than after days
+                        check_outline(resolve(partial, base=None if is_whole else plan.location.base))
+                # link before pruning: `best` and `last` never point at a folder that is gone
+                run.writer.link_checkpoint(step, best_step=run.progress.best_step)
+                run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
     # a main process that fails above never comes here: its end breaks the wait of the others off
     run.processes.wait()
     assert card.probe is not None

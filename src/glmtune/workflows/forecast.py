@@ -298,9 +298,13 @@ def _trained_process_bytes(run: ImaginedRun) -> int:
 
 
 def _disk(plan: Plan, run: ImaginedRun) -> int:
-    """Return the bytes of the checkpoints that a run has at most: the newest, the best, one being written."""
+    """Return the bytes of the checkpoints that a run has at most: the newest, the best, one being written.
+
+    Of what an engine shares out, that one is in files once more while it is put together.
+    """
     trained = [p.numel() for p in run.model.parameters() if p.requires_grad]
     means = state_bytes(run.model, plan.recipe.train, num_processes=1) - 4 * sum(trained)
     is_whole = plan.recipe.method.kept is TrainedPart.MODEL
     of_weights = sum(run.held.values()) if is_whole else 4 * sum(trained)
-    return (of_weights + means) * min(plan.num_steps, plan.recipe.train.keep_checkpoints + 2)
+    number = min(plan.num_steps, plan.recipe.train.keep_checkpoints + 2)
+    return (of_weights + means) * (number + plan.recipe.distributed.shares_state)
