@@ -26,6 +26,8 @@ from glmtune.workflows.plan import planning
 
 PIECES = 30_000
 """Of the tokenizer that is trained for Glm4; ADGEN's rows have no more."""
+UNUSED = "unused "
+"""Begin of the tokens that no text has."""
 SEED = 42
 """Of the recipe: first weights and the order of the rows."""
 IGNORED = -100
@@ -93,7 +95,11 @@ def make_glm4(work: Path, shape: str) -> Pair:
         stops = [ids[name] for name in TEMPLATES[pair.template].stop_tokens]
         config = Glm4Config(**glm4_sizes(shape), eos_token_id=stops, pad_token_id=ids["<|endoftext|>"])
         torch.manual_seed(0)
-        Glm4ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        model = Glm4ForCausalLM(config)
+        # what it says, another prompt repeats: a token that no text has would be spelled letter by letter
+        unused = [index for name, index in ids.items() if name.startswith(UNUSED)]
+        model.lm_head.weight.data[unused] = 0
+        model.to(torch.bfloat16).save_pretrained(folder)
     return pair
 
 
@@ -124,7 +130,7 @@ def train_tokenizer(folder: Path, rows: Path) -> dict[str, int]:
     # the model's rows that the text has no pieces for: a tokenizer must have as many ids as the model
     content = json.loads(tokenizer.to_str())
     pieces = content["model"]["vocab"]
-    pieces |= {f"unused {i}": i for i in range(len(pieces), VOCABULARY - len(control_tokens))}
+    pieces |= {f"{UNUSED}{i}": i for i in range(len(pieces), VOCABULARY - len(control_tokens))}
     tokenizer = Tokenizer.from_str(json.dumps(content))
     for name in control_tokens:
         tokenizer.add_tokens([AddedToken(name, normalized=False, special=True)])

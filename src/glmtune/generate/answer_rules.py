@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from glmtune.errors import ConfigError
 from glmtune.templates.calls import CallReader, CodeCall, Functions, TagCall, json_types
 from glmtune.templates.turns import is_python_name
 
@@ -34,113 +35,176 @@ def calls_rule(
     """Return the rule `answer` of one or several calls, and the rules that it names.
 
     `control`: the expression of a control token, by its name; `is_one`: nothing follows the first call.
+    Raises `ConfigError` for a tool that the format's calls cannot follow.
     """
-    rules = []
-    for index, (name, schema) in enumerate(functions.items()):
+    rules, names = list[str](), list[str]()
+    for name, schema in functions.items():
+        if "\n" in name:
+            raise ConfigError(f"tools: a name of two lines, {name!r:.80}", hint="a name is one line")
         known = {"type": "object", **(schema if isinstance(schema, Mapping) else {})}
-        # else a model that is unsure makes up arguments without end; further parts may name some
-        if not known.keys() & {"$ref", "allOf", "anyOf", "oneOf"}:
-            known = {"additionalProperties": False, "properties": {}, **known}
         if issubclass(calls, TagCall):
-            call = _tags(name, known, control)
+            call = _Arguments(rules, known).tags(name, control)
         elif issubclass(calls, CodeCall):
-            code = f'"```python\\ntool_call(" {_keywords(known)} ")\\n```"'
+            code = f'"```python\\ntool_call(" {_Arguments(rules, known).keywords()} ")\\n```"'
             call = f"{_quoted(name)} /\\n ?/ {code}"
         else:
+            # else a model that is unsure makes up arguments without end; further parts may name some
+            if not known.keys() & {"$ref", "allOf", "anyOf", "oneOf"}:
+                known = {"additionalProperties": False, "properties": {}, **known}
             # the models of 0414 learn a space behind the name
             call = f"{_quoted(name)} / ?\\n/ {json_rule(known)}"
-        rules.append(f"call_{index}: {call}")
-    any_call = " | ".join(f"call_{index}" for index in range(len(rules)))
+        names.append(_named(rules, call))
     again = f"({control(calls.marks[0])} call)*" if calls.is_whole_turn else '("\\n" call)*'
     # sentencepiece puts a space in front of a text
     lead = "/ ?/" if calls.is_whole_turn else ""
-    lines = [f"answer: call {'' if is_one else again}", f"call: {lead} ({any_call})", *rules, _LITERAL]
-    return "\n".join(lines)
+    lines = [f"answer: call {'' if is_one else again}", f"call: {lead} ({' | '.join(names)})"]
+    return "\n".join([*lines, *rules, _LITERAL])
 
 
-def _tags(name: str, schema: Mapping[str, Any], control: Callable[[str], str]) -> str:
-    """Return the expression of GLM-4.5's call."""
-    begin, end, key_begin, key_end, value_begin, value_end = map(control, TagCall.marks)
-    parts = [begin, _quoted(f"{name}\n")]
-    for key, known, is_required in _arguments(schema):
-        values = _choices(known)
-        if values is not None and json_types(known) == {"string"}:
-            value = f"({' | '.join(map(_quoted, values))})"
-        else:
-            value = r"/(.|\n)*/" if json_types(known) == {"string"} else json_rule(known)
-        part = f'{key_begin} {_quoted(key)} {key_end} "\\n" {value_begin} {value} {value_end} "\\n"'
-        parts.append(part if is_required else f"({part})?")
-    return " ".join([*parts, end])
+def _named(rules: list[str], expression: str) -> str:
+    """Add a rule for an expression, and return its name: used several times, it is written once."""
+    name = f"part_{len(rules)}"
+    rules.append(f"{name}: {expression}")
+    return name
 
 
-def _arguments(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
-    """Yield name, schema and need of each argument; each schema with the parts that it may point to."""
-    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
-    found = schema.get("properties")
-    needed = schema.get("required") or ()
-    for key, known in (found if isinstance(found, Mapping) else {}).items():
-        yield key, {**(known if isinstance(known, Mapping) else {}), **shared}, key in needed
+class _Arguments:
+    """The expressions of one tool's arguments by its schema, where they are no JSON as a whole."""
+
+    def __init__(self, rules: list[str], schema: Mapping[str, Any]) -> None:
+        """`rules`: those that the expressions name, which are added to."""
+        self._rules = rules
+        self._schema = schema
+        self._known: dict[str, str] = {}  # the rules of the parts that the schema points to
+
+    def tags(self, name: str, control: Callable[[str], str]) -> str:
+        """Return the expression of GLM-4.5's call."""
+        begin, end, key_begin, key_end, value_begin, value_end = map(control, TagCall.marks)
+        parts = [begin, _quoted(f"{name}\n")]
+        shared = {key: self._schema[key] for key in ("$defs", "definitions") if key in self._schema}
+        for key, known, is_required in self._members(self._schema):
+            value = json_rule({**known, **shared})
+            if json_types(known := self._pointed_to(known)) == {"string"}:
+                values = _choices(known)
+                value = r"/(.|\n)*/" if values is None else f"({' | '.join(map(_quoted, values))})"
+            part = f'{key_begin} {_quoted(key)} {key_end} "\\n" {value_begin} {value} {value_end} "\\n"'
+            parts.append(part if is_required else f"({part})?")
+        return " ".join([*parts, end])
+
+    def keywords(self) -> str:
+        """Return the expression of Python's keyword arguments, as `chatglm3_turns` writes them."""
+        words, members = list[tuple[str, bool]](), list[tuple[str, bool]]()
+        for key, known, is_required in self._members(self._schema):
+            is_word = is_python_name(key)
+            start = f"{key}=" if is_word else f"{key!r}: "
+            (words if is_word else members).append((f"{_quoted(start)} {self._python(known)}", is_required))
+        if members:
+            is_required = any(must for _, must in members)
+            words.append((f'"**{{" {self._joined(members)} "}}"', is_required))
+        return self._joined(words)
+
+    def _members(self, schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+        """Yield name, schema and need of each member of an object. Raises `ConfigError`."""
+        schema = self._pointed_to(schema)
+        unread = sorted(schema.keys() & _UNREAD)
+        if unread:
+            raise ConfigError(
+                f"tools: this chat format's calls cannot follow {unread[0]}",
+                hint="list the properties instead",
+            )
+        found, needed = schema.get("properties") or {}, schema.get("required") or []
+        for key, known in {**found, **{key: {} for key in needed if key not in found}}.items():
+            yield key, known if isinstance(known, Mapping) else {}, key in needed
+
+    def _pointed_to(self, schema: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the part that a schema points to, or itself. Raises `ConfigError`."""
+        seen: list[str] = []
+        while "$ref" in schema:
+            place, part = str(schema["$ref"]), self._schema
+            for name in place.removeprefix("#").strip("/").split("/"):
+                part = part.get(name, {}) if name else part
+            if not place.startswith("#") or not part or place in seen:
+                raise ConfigError(
+                    f"tools: {place!r:.80} points to no part of its schema", hint="#/$defs/NAME"
+                )
+            seen.append(place)
+            schema = {**part, **{key: value for key, value in schema.items() if key != "$ref"}}
+        return schema
+
+    def _joined(self, parts: Sequence[tuple[str, bool]]) -> str:
+        """Return the expression of parts with commas between; those that are not required may be missing."""
+        # from the last on: what follows a written part, and what follows none
+        behind, alone = '""', '""'
+        for part, is_required in reversed(parts):
+            name = _named(self._rules, part)
+            either = "" if is_required else " | "
+            behind, alone = (
+                _named(self._rules, f'", " {name} {behind}{either and either + behind}'),
+                _named(self._rules, f"{name} {behind}{either and either + alone}"),
+            )
+        return alone
+
+    def _python(self, schema: Mapping[str, Any]) -> str:
+        """Return the expression of a Python literal by a schema."""
+        if "$ref" in schema:
+            place = str(schema["$ref"])
+            if place not in self._known:
+                # known before it is written: it may point to itself
+                self._known[place] = f"known_{len(self._rules)}"
+                self._rules.append("")
+                index = len(self._rules) - 1
+                self._rules[index] = f"{self._known[place]}: {self._python(self._pointed_to(schema))}"
+            return self._known[place]
+        values = _choices(schema)
+        if values is not None:
+            return f"({' | '.join(_quoted(repr(value)) for value in values)})"
+        options = schema.get("anyOf") or schema.get("oneOf")
+        if options:
+            return f"({' | '.join(map(self._python, options))})"
+        kinds = schema.get("type")
+        listed = [kinds] if isinstance(kinds, str) else list(kinds or ())
+        found = [self._of_kind(kind, schema) for kind in listed]
+        return f"({' | '.join(found)})" if found else "literal"
+
+    def _of_kind(self, kind: str, schema: Mapping[str, Any]) -> str:
+        if kind == "array" and isinstance(schema.get("items"), Mapping):
+            item = _named(self._rules, self._python(schema["items"]))
+            least, most = int(schema.get("minItems") or 0), schema.get("maxItems")
+            if most is not None and int(most) < 1:
+                return '"[]"'
+            again = f"{{{max(least - 1, 0)},{'' if most is None else int(most) - 1}}}"
+            return f'"[" ({item} (", " {item}){again}){"" if least else "?"} "]"'
+        if kind == "object" and (schema.get("properties") or schema.get("required")):
+            members = [
+                (f"{_quoted(f'{key!r}: ')} {self._python(known)}", is_required)
+                for key, known, is_required in self._members(schema)
+            ]
+            return f'"{{" {self._joined(members)} "}}"'
+        return _LITERALS[kind]
+
+
+_UNREAD = {"allOf", "anyOf", "oneOf", "not", "if", "patternProperties", "dependentSchemas"}
+"""Words of an object's schema that only JSON follows here."""
+_LITERALS: Mapping[str, str] = {
+    "string": "text",
+    "boolean": '("True" | "False")',
+    "null": '"None"',
+    "number": "number",
+    "integer": "/-?(0|[1-9][0-9]{0,17})/",
+    "array": "list",
+    "object": "dict",
+}
 
 
 def _choices(schema: Mapping[str, Any]) -> list[Any] | None:
-    """Return the values of which the schema allows one; None if it lists none."""
+    """Return the values of which the schema allows one; None if it lists none. Raises `ConfigError`."""
     if "const" in schema:
         return [schema["const"]]
+    if schema.get("enum") == []:
+        raise ConfigError(
+            "tools: an enum without a value allows no call", hint="list values, or leave it out"
+        )
     return schema["enum"] if isinstance(schema.get("enum"), list) else None
-
-
-def _keywords(schema: Mapping[str, Any]) -> str:
-    """Return the expression of Python's keyword arguments, as `chatglm3_turns` writes them."""
-    words, members = list[tuple[str, bool]](), list[tuple[str, bool]]()
-    for key, known, is_required in _arguments(schema):
-        is_word = is_python_name(key)
-        start = f"{key}=" if is_word else f"{key!r}: "
-        (words if is_word else members).append((f"{_quoted(start)} {_python(known, 1)}", is_required))
-    if members:
-        words.append((f'"**{{" {_joined(members)} "}}"', any(is_required for _, is_required in members)))
-    return _joined(words)
-
-
-def _joined(parts: Sequence[tuple[str, bool]]) -> str:
-    """Return the expression of parts with commas between; those that are not required may be missing."""
-    options = []
-    for index, (first, is_required) in enumerate(parts):
-        rest = (f'", " {part}' if must else f'(", " {part})?' for part, must in parts[index + 1 :])
-        options.append(" ".join([first, *rest]))
-        if is_required:
-            return f"({' | '.join(options)})"
-    return f"({' | '.join(options)})?" if options else ""
-
-
-def _python(schema: Mapping[str, Any], depth: int) -> str:
-    """Return the expression of a Python literal by a schema; of any that JSON can hold where it is deep."""
-    values = _choices(schema)
-    if values is not None:
-        return f"({' | '.join(_quoted(repr(value)) for value in values)})"
-    kinds = schema.get("type")
-    if kinds == "array" and isinstance(schema.get("items"), Mapping) and depth < 8:
-        item = _python(schema["items"], depth + 1)
-        least, most = schema.get("minItems") or 0, schema.get("maxItems")
-        again = f"{{{max(least - 1, 0)},{'' if most is None else max(most - 1, 0)}}}"
-        return f'"[" ({item} (", " {item}){again}){"" if least else "?"} "]"'
-    if kinds == "object" and schema.get("properties") and depth < 8:
-        members = [
-            (f"{_quoted(f'{key!r}: ')} {_python(known, depth + 1)}", is_required)
-            for key, known, is_required in _arguments(schema)
-        ]
-        return f'"{{" {_joined(members)} "}}"'
-    written = {
-        "string": "text",
-        "boolean": '("True" | "False")',
-        "null": '"None"',
-        "number": "number",
-        "integer": "/-?(0|[1-9][0-9]{0,17})/",
-        "array": "list",
-        "object": "dict",
-    }
-    listed = [kinds] if isinstance(kinds, str) else kinds if isinstance(kinds, list) else []
-    found = [written[kind] for kind in listed if kind in written]
-    return f"({' | '.join(found)})" if found else "literal"
 
 
 def _quoted(text: str) -> str:

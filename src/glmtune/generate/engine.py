@@ -32,7 +32,7 @@ from glmtune.generate.queue import (
 from glmtune.generate.requests import Answer, Request, Token, check_prompt, check_request, require_request
 from glmtune.generate.reuse import Reuse, mark_model
 from glmtune.generate.runner import PrefillPrompt, build_runner
-from glmtune.generate.sampling import NOTHING, Draw, draw_tokens, find_likely
+from glmtune.generate.sampling import LOOK_FOR_NAN, NOT_FINITE, NOTHING, Draw, draw_tokens, find_likely
 from glmtune.log import tell
 from glmtune.models.prefix import PrefixEncoder
 from glmtune.models.protocol import CausalLM
@@ -329,10 +329,11 @@ class Engine:
             row = self._batch.index(answer)
             self.rows.wipe(row)  # or its NaN would reach the row that comes here next
             self._drop(row)
+        problem = "".join(answer.draw.limit.problem for answer in spoiled if answer.draw.limit)
         raise AnswerError(
-            f"request {_numbers_of(spoiled)}: the model's scores of the next token are not finite",
+            f"request {_numbers_of(spoiled)}: {problem or NOT_FINITE}",
             requests=tuple(answer.number for answer in spoiled),
-            hint="look for NaN in the weights; fp16 overflows where bf16 and fp32 do not",
+            hint="a simpler schema" if problem else LOOK_FOR_NAN,
         )
 
     def _read(self, requests: Sequence[Request]) -> tuple[Tensor, Tensor, list[int]]:

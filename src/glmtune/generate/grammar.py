@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glmtune.errors import ConfigError
+from glmtune.errors import ConfigError, first_line
 from glmtune.extras import require
 from glmtune.generate.answer_rules import calls_rule, json_rule
 from glmtune.templates.calls import Functions
@@ -19,6 +19,9 @@ from glmtune.tokenizers.protocol import Tokenizer
 
 _THOUGHT = "thought[lazy]: /(.|\\n)*" + THOUGHT_END.replace("/", r"\/") + "/"
 """GLM-Z1's thought, which its prompt begins and plain text ends."""
+
+MOST_SOURCE = 2**18
+"""Characters of a grammar: those of the schemas of a hundred tools have a tenth."""
 
 
 class Vocabulary:
@@ -83,11 +86,23 @@ class Vocabulary:
             )
         # a call of a turn of its own begins at once: a line break in front would make it a text
         lead = "" if self._calls.is_whole_turn and not self._thought else "/\\n{0,2}/"
-        rules = calls_rule(self._calls, functions, self._control, is_one=is_one)
+        try:
+            rules = calls_rule(self._calls, functions, self._control, is_one=is_one)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as err:
+            found = f"{type(err).__name__}: {first_line(err):.200}"
+            raise ConfigError(
+                f"tools: a tool's parameters are no JSON schema: {found}",
+                hint="see https://json-schema.org/understanding-json-schema",
+            ) from None
         return self._grammar("tools", lead, rules)
 
     def _grammar(self, field: str, lead: str, rules: str) -> "Grammar":
         source = "\n".join([f"start: {self._thought} {lead} answer", _THOUGHT, rules])
+        if len(source) > MOST_SOURCE:
+            raise ConfigError(
+                f"{field}: too large a schema: {len(source):,} characters of rules, at most {MOST_SOURCE:,}",
+                hint="a smaller schema, or fewer tools",
+            )
         matcher = self._make(self._tokenizer, self._make.grammar_from_lark(source), log_level=0)
         if matcher.is_error():
             problem = str(matcher.get_error()).strip().partition("\n")[0]
@@ -106,15 +121,22 @@ class Grammar:
         self._matcher = matcher
         self._size = size
 
+    @property
+    def problem(self) -> str:
+        """The reason why no token may come next; empty while one may."""
+        told = str(self._matcher.get_error()).strip().partition("\n")[0] if self._matcher.is_error() else ""
+        return f"the answer can no longer follow its schema: {told:.200}" if told else ""
+
     def mask(self, size: int) -> Tensor:
-        """Return the tokens that may come next, True = may, (V,); `size`: V, of the model."""
+        """Return the tokens that may come next, True = may, (V,), none with a `problem`; `size`: V."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         found = np.zeros(size, bool)
         count = min(size, self._size)
-        found[:count] = np.unpackbits(bits, bitorder="little")[:count]
+        # a schema whose possibilities are too many for llguidance is told by its error alone
+        if not self._matcher.is_error():
+            found[:count] = np.unpackbits(bits, bitorder="little")[:count]
         return torch.from_numpy(found)
 
     def take(self, token: int) -> None:
-        """Go on behind a token that was drawn."""
-        if not self._matcher.consume_token(token):
-            raise AssertionError(f"a token outside the mask: {self._matcher.get_error()}")
+        """Go on behind a token that was drawn; a token outside the mask is a `problem`."""
+        self._matcher.consume_token(token)

@@ -19,6 +19,8 @@ _EXAMPLES = {
     "max_new_tokens": 512, "do_sample": True, "temperature": 0.8, "top_p": 0.8, "top_k": 50,
     "repetition_penalty": 1.1, "seed": 42,
 }  # fmt: skip
+NOT_FINITE = "the model's scores of the next token are not finite"
+LOOK_FOR_NAN = "look for NaN in the weights; fp16 overflows where bf16 and fp32 do not"
 NOTHING = -1
 """Stands in place of a token id where the logits are not finite."""
 LEAST_TEMPERATURE = 1e-6
@@ -132,6 +134,10 @@ class Likely:
 
 class Limit(Protocol):
     """The tokens that an answer is limited to, as a `Grammar` names them."""
+
+    @property
+    def problem(self) -> str:
+        """The reason why no token may come next; empty while one may."""
 
     def mask(self, size: int) -> Tensor:
         """Return the tokens that may come next, True = may, (V,); `size`: V."""

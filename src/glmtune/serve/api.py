@@ -50,7 +50,7 @@ def build_app(service: Service, access: Access) -> FastAPI:
 def _add_middleware(app: FastAPI, access: Access, limits: ServerLimits) -> None:
     if access.origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(access.origins), allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware, allow_origins=access.other_origins, allow_methods=["*"], allow_headers=["*"]
         )
     # the last one added is the first to see a request
     app.add_middleware(AccessGuard, access=access, write_error=error_response, limits=limits)

@@ -49,7 +49,12 @@ class Access:
                 hint=f"export {KEY_NAME}=$(openssl rand -hex 24); or for this machine alone, host=127.0.0.1",
             )
 
-    def check(self, headers: dict[bytes, bytes], path: str) -> None:
+    @property
+    def other_origins(self) -> list[str]:
+        """`origins` as browsers write them."""
+        return [origin.rstrip("/").lower() for origin in self.origins]
+
+    def check(self, headers: dict[bytes, bytes], path: str, method: str = "POST") -> None:
         """Raise `ApiError` for a request that may not pass."""
         host = headers.get(b"host", b"").decode("latin-1")
         if not self._knows(_name(f"//{host}")):
@@ -62,7 +67,7 @@ class Access:
         origin = headers.get(b"origin", b"").decode("latin-1")
         # a page of this server has its own address for an origin; a program that is no browser has none
         own = ("", f"http://{host}".lower(), f"https://{host}".lower())
-        if origin.lower() not in own and origin not in self.origins:
+        if origin.lower() not in own and origin not in self.other_origins:
             raise ApiError(
                 403,
                 f"Origin: {origin!r:.80} may not ask here; --allow-origin adds one",
@@ -70,6 +75,9 @@ class Access:
             )
         # /health stays open: those who watch a server have no key
         if self.key is None or not path.startswith(KEPT_BEHIND_KEY):
+            return
+        # a browser asks so if it may send the key; it sends none with that
+        if method == "OPTIONS" and origin:
             return
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
         # Anthropic's clients have a header of their own for the key
@@ -149,7 +157,7 @@ class AccessGuard:
             await send(message)
 
         try:
-            self.access.check(dict(scope["headers"]), scope["path"])
+            self.access.check(dict(scope["headers"]), scope["path"], scope.get("method", ""))
             await self.app(scope, self._bounded(receive), noting)
         except Exception as error:  # noqa: BLE001  # the boundary of a request: the server outlives it
             found = api_error(error)

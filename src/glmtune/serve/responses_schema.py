@@ -165,7 +165,7 @@ class ResponsesRequest(RequestPart):
     """Has no effect: a thought is told as it is."""
     truncation: Literal["disabled"] | None = None
     background: Literal[False] | None = None
-    metadata: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] | None = None
     """Told again in the reply."""
     user: str | None = None
     """Has no effect."""

@@ -109,9 +109,13 @@ class Worker:
         await asyncio.to_thread(self._thread.join)
 
     def submit(self, requests: Sequence[Request]) -> TokenStream:
-        """Queue requests and return their tokens' stream. Raises `ApiError` if the server is full or ends."""
+        """Queue requests and return their tokens' stream. Raises `ApiError` if there is no place for them."""
         if not self.is_alive:
             raise shutting_down()
+        if len(requests) > self.max_open:  # no wait would help
+            raise ApiError(
+                400, f"n: {len(requests)} answers at once, at most {self.max_open} here", param="n"
+            )
         if self.num_open + len(requests) > self.max_open:
             raise ApiError(
                 429,

@@ -44,5 +44,7 @@ def bytes_beside(plan: "Plan", model: CausalLM, need: Need, *, device: torch.dev
     longest, rows = max(lengths), min(ROWS, len(lengths))  # of one kind at a time, but for a few
     columns = -(-longest // BLOCK) * BLOCK + getattr(model, "num_prefix_tokens", 0)
     held = max(columns, min(rows * columns, bytes_held(free) // column_bytes(model)))
-    reading = need.evaluated_at(Extent(PREFILL_TOKENS, longest, rows))
+    # with a prefix each row that is read has one of its own
+    read_rows = min(rows, -(-PREFILL_TOKENS // min(lengths)))
+    reading = need.evaluated_at(Extent(PREFILL_TOKENS, longest, read_rows))
     return codes_beside(recipe, model, device) + held * column_bytes(model) + reading

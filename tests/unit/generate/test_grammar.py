@@ -197,3 +197,79 @@ def test_a_format_without_calls_refuses_to_force_one(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(tmp_path, "chatglm2")
     with pytest.raises(ConfigError, match="tool_choice"):
         Vocabulary(tokenizer, tokenizer.stop_ids).calls({"now": None}, is_one=True)
+
+
+RECURSIVE = {
+    "$defs": {
+        "N": {
+            "type": "object",
+            "properties": {"n": {"enum": ["C", "F"]}, "next": {"$ref": "#/$defs/N"}},
+            "required": ["n"],
+            "additionalProperties": False,
+        }
+    },
+    "$ref": "#/$defs/N",
+}
+POINTING: dict[str, Any] = {
+    "$defs": {"U": {"enum": ["C", "F"]}},
+    "type": "object",
+    "properties": {"u": {"$ref": "#/$defs/U"}, "days": {"anyOf": [{"type": "integer"}, {"type": "null"}]}},
+    "required": ["u", "days", "more"],
+}
+
+
+@pytest.mark.parametrize("template", CALLING)
+@pytest.mark.parametrize("schema", [RECURSIVE, POINTING])
+def test_forced_calls_follow_what_a_schema_points_to(
+    template: str, schema: dict[str, Any], tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer(tmp_path, template)
+    vocabulary = Vocabulary(tokenizer, {*tokenizer.stop_ids, tokenizer.end_id})
+    # GLM-4's JSON knows no value for a member without a schema but any
+    schema = schema if TEMPLATES[template].calls is not LineCall else {**schema, "required": []}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    for seed in range(5):
+        message = parsed(
+            tokenizer, tools, drawn(tokenizer, vocabulary.calls({"f": schema}, is_one=True), seed)
+        )
+        [call] = message["tool_calls"]
+        jsonschema_rs.validate(schema, json.loads(call["function"]["arguments"]))
+
+
+BAD_SCHEMAS: dict[str, dict[str, Any]] = {
+    "required is a number": {"required": 5},
+    "a bound in words": {"properties": {"a": {"type": "array", "items": {}, "minItems": "three"}}},
+    "a type that is an object": {"properties": {"a": {"type": [{"x": 1}]}}},
+    "no value": {"properties": {"a": {"enum": []}}},
+    "points to nothing": {"$ref": "#/$defs/N"},
+    "points to itself": {"$defs": {"N": {"$ref": "#/$defs/N"}}, "$ref": "#/$defs/N"},
+    "a word that code cannot follow": {"allOf": [{"required": ["city"]}]},
+}
+
+
+@pytest.mark.parametrize("problem", BAD_SCHEMAS)
+def test_a_tool_that_cannot_be_followed_is_refused(problem: str, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path, "chatglm3")
+    vocabulary = Vocabulary(tokenizer, tokenizer.stop_ids)
+    with pytest.raises(ConfigError, match="tools"):
+        vocabulary.calls({"f": BAD_SCHEMAS[problem]}, is_one=True)
+
+
+def test_a_name_of_two_lines_cannot_be_forced(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path, "glm4")
+    with pytest.raises(ConfigError, match="two lines"):
+        Vocabulary(tokenizer, tokenizer.stop_ids).calls({"a\nb": None}, is_one=True)
+
+
+def test_the_rules_grow_with_the_schema_and_no_faster(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path, "chatglm3")
+    vocabulary = Vocabulary(tokenizer, tokenizer.stop_ids)
+
+    def nested_in(depth: int) -> dict[str, Any]:
+        inner = [nested_in(depth - 1)] if depth else []
+        parts = [{"type": "integer"}] * 8 + inner
+        return {"type": "object", "properties": {f"p{i}": part for i, part in enumerate(parts)}}
+
+    vocabulary.calls({"f": nested_in(7)}, is_one=True)
+    with pytest.raises(ConfigError, match="too large a schema"):
+        vocabulary.calls({f"f{i}": nested_in(7) for i in range(100)}, is_one=True)

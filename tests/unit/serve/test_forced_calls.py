@@ -1,6 +1,7 @@
 """Calls that a client forces, and answers in a form, in all three interfaces and for every served model."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import anthropic
@@ -91,3 +92,20 @@ def test_a_response_follows_a_schema(served: Served) -> None:
     tools: Any = [{"type": "function", "name": "now", "parameters": {}, "strict": False}]
     with pytest.raises(openai.BadRequestError, match="cannot call tools"):
         served.openai().responses.create(**settings, tools=tools)
+
+
+def test_a_schema_with_too_many_possibilities_harms_its_own_answer_alone(served: Served) -> None:
+    place = "#/$defs/N"
+    node = {"type": "object", "properties": {"n": {"$ref": place}}, "required": ["n"]}
+    endless: Any = {"$defs": {"N": node}, "$ref": place}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "x", "schema": endless}}
+    client = served.openai()
+    settings: Any = {"model": "base", "messages": QUESTION, "max_tokens": 300, "temperature": 0}
+    alone = client.chat.completions.create(**settings).choices[0].message.content
+    with ThreadPoolExecutor(2) as pool:
+        other = pool.submit(client.chat.completions.create, **settings)
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(**settings, response_format=form)
+        assert other.result().choices[0].message.content == alone
+    assert caught.value.status_code in (400, 500)
+    assert "schema" in str(caught.value)

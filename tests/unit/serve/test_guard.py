@@ -77,3 +77,14 @@ def test_a_foreign_host_gets_an_error_of_the_interface(served: Served) -> None:
     found = served.post("/v1/chat/completions", {}, headers={"Host": "evil.example"})
     assert found.status_code == 403
     assert found.json()["error"]["code"] == "foreign_host"
+
+
+def test_a_browser_may_ask_without_the_key_if_it_may_send_it() -> None:
+    page = Access(host="127.0.0.1", key="a key", origins=("http://Pages.example:3000/",))
+    asked = {b"host": b"localhost", b"origin": b"http://pages.example:3000"}
+    page.check(asked, "/v1/models", "OPTIONS")
+    with pytest.raises(ApiError, match="key"):
+        page.check(asked, "/v1/models", "GET")
+    with pytest.raises(ApiError, match="Origin"):
+        page.check({**asked, b"origin": b"http://evil.example"}, "/v1/models", "OPTIONS")
+    assert page.other_origins == ["http://pages.example:3000"]
