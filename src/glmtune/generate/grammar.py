@@ -70,10 +70,13 @@ class Vocabulary:
         # a text that begins in a token of the line break goes byte by byte
         return [self._bytes[bytes([each])] for each in written] if start is None else ids[start:]
 
-    def json(self, schema: Mapping[str, Any]) -> "Grammar":
-        """Return a grammar for an answer in JSON. Raises `ConfigError` for a schema nobody can follow."""
+    def json(self, schema: Mapping[str, Any], field: str = "response_format") -> "Grammar":
+        """Return a grammar for an answer in JSON. Raises `ConfigError` for a schema nobody can follow.
+
+        `field`: the name of the schema in errors.
+        """
         # an answer begins with a line break or a space, as the chat format taught
-        return self._grammar("response_format", "/[ \\n]{0,2}/", f"answer: {json_rule(schema)}")
+        return self._grammar(field, "/[ \\n]{0,2}/", f"answer: {json_rule(schema)}")
 
     def calls(self, functions: Functions, *, is_one: bool) -> "Grammar":
         """Return a grammar for an answer of tool calls alone. Raises `ConfigError` as `json`.

@@ -57,6 +57,7 @@ def response_question(request: ResponsesRequest) -> Question:
         must_call=choice not in (None, "none", "auto"),
         called=choice.name if isinstance(choice, ResponsesChoice) else None,
         schema=form.schema_ if form else None,
+        schema_field="text.format",
         streams_calls=bool(request.stream),
         options={} if has_thought else {"enable_thinking": False},
         sampling={name: value for name in names if (value := getattr(request, name)) is not None},

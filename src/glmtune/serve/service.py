@@ -65,6 +65,8 @@ class Question:
     """True: the arguments of a call are given as they come."""
     schema: Mapping[str, Any] | None = None
     """The JSON schema that the answer follows; it then calls no tool."""
+    schema_field: str = "response_format"
+    """The interface's name of it."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options of the chat format, such as enable_thinking."""
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -267,7 +269,7 @@ class Service:
                 self._vocabularies[model.name] = Vocabulary(model.tokenizer, stop_ids)
             vocabulary = self._vocabularies[model.name]
             if schema is not None:
-                return [vocabulary.json(schema) for _ in range(question.num_answers)]
+                return [vocabulary.json(schema, question.schema_field) for _ in range(question.num_answers)]
             chosen = {name: functions[name] for name in called}
             is_one = question.is_one_call or question.called is not None
             return [vocabulary.calls(chosen, is_one=is_one) for _ in range(question.num_answers)]

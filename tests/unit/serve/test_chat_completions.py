@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str | None]] = {
         },
         "response_format",
     ),
-    "a forced call": ({"tool_choice": "required"}, "tool_choice"),
+    "a forced call of no tool": ({"tool_choice": "required"}, "tool_choice"),
     "a penalty that is not known": ({"frequency_penalty": 0.5}, "frequency_penalty"),
     "a bias": ({"logit_bias": {"5": 1}}, "logit_bias"),
     "a negative length": ({"max_tokens": -1}, "max_tokens"),

@@ -173,7 +173,7 @@ def test_the_reason_of_the_end_is_told(says: Saying, client: anthropic.Anthropic
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"extra_body": {"nonsense": 1}}, "nonsense"),
-    "a forced call": ({"tool_choice": {"type": "any"}}, "tool_choice.type"),
+    "a forced call of no tool": ({"tool_choice": {"type": "tool"}}, "tool_choice.name"),
     "a tool of Anthropic's own": ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools.0.type"),
     "an answer that is begun": (
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},

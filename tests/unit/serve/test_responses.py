@@ -130,9 +130,16 @@ def test_no_effort_is_no_thought(says: Saying) -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"extra_body": {"nonsense": 1}}, "nonsense"),
     "what would have to be stored": ({"previous_response_id": "resp_1"}, "previous_response_id"),
-    "a forced call": ({"tool_choice": "required"}, "tool_choice"),
+    "a forced call of no tool": ({"tool_choice": {"type": "function", "name": "other"}}, "tool_choice"),
     "a tool of OpenAI's own": ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
-    "a schema": ({"text": {"format": {"type": "json_object"}}}, "text.format.type"),
+    "a schema beside tools": ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+    "a schema that cannot be followed": (
+        {
+            "text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}},
+            "tool_choice": "none",
+        },
+        "text.format",
+    ),
     "an image": (
         {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
         "input.0.content.0.type: Input should be",
