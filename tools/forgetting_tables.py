@@ -35,7 +35,8 @@ WORDS = {
         "loss": "task loss", "rouge": "task ROUGE-L", "rise": "general loss, % up",
         "steps": "steps", "time": "time", "none": "none", "seeds": "seeds",
         "adverts": "adverts", "identity": "identity, 12 rows", "facts": "facts",
-        "rate": "`train.lr`", "targets": "targets", "replay": "replay", "trained": "training rows",
+        "rate": "`train.lr`", "epochs": "epochs", "targets": "targets", "replay": "replay",
+        "trained": "training rows",
         "rows": "rows", "learned": "learned tokens", "minutes": "minutes",
         "held out": "loss of held-out rows (step)",
         "x": "KL on general prompts, nats a token", "y": "rise of the general loss, %",
@@ -51,7 +52,7 @@ WORDS = {
         "steps": "步数", "time": "用时",
         "none": "无", "seeds": "种子数",
         "adverts": "广告", "identity": "身份，12 行", "facts": "事实",
-        "rate": "`train.lr`", "targets": "目标", "replay": "重放", "trained": "训练行数",
+        "rate": "`train.lr`", "epochs": "轮数", "targets": "目标", "replay": "重放", "trained": "训练行数",
         "rows": "行数", "learned": "学习的 token", "minutes": "分钟", "held out": "留出行的损失（步）",
         "x": "通用提示上的 KL，nat / token", "y": "通用损失的上升，%",
         "false rate": "没有这样上升的运行，%", "true rate": "有这样上升且被找出的运行，%",
@@ -175,6 +176,29 @@ def front(language: str) -> str:
     return table(rows)
 
 
+def grid(language: str) -> str:
+    """Rate, epochs and targets on glm-tiny, with replay and without: ranks and seeds together."""
+    words, runs = WORDS[language], lines("grid")
+    heads = ("rate", "epochs", "targets", "replay", "runs", "kl", "part", "rise", "loss")
+    rows = [[words[key] for key in heads]]
+    by_setting: dict[tuple[float, int, str, float], list[Facts]] = {}
+    for run in runs:
+        targets = "all_linear" if "target_modules" in run["method"] else "attention"
+        key = (run["train"]["lr"], run["train"]["epochs"], targets, run["retain"]["ratio"])
+        by_setting.setdefault(key, []).append(run)
+    for (lr, epochs, targets, ratio), found in sorted(by_setting.items()):
+        kls, without = ([run["kl"] for run in by_setting[lr, epochs, targets, each]] for each in (ratio, 0.0))
+        rows.append(
+            [
+                f"{lr:g}", str(epochs), f"`{targets}`", f"{ratio:g}", str(len(found)),
+                spread(kls, 3, language), f"{mean(kls) / mean(without):.2f}",
+                spread((100 * _rise(run) for run in found), 1, language),
+                spread((run["task_loss"] for run in found), 2, language),
+            ]
+        )  # fmt: skip
+    return table(rows)
+
+
 def _rise(run: Facts) -> float:
     before, after = run["general_loss"]
     return float(after / before - 1)
@@ -207,6 +231,7 @@ TABLES: dict[str, Callable[[str], str]] = {
     "ways": ways,
     "dozen": dozen,
     "front": front,
+    "grid": grid,
 }
 
 
