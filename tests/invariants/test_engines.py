@@ -198,10 +198,12 @@ from glmtune.methods import apply_method
 from glmtune.objectives import SftObjective
 from glmtune.recipe import Full, Train
 from glmtune.recipe.distributed import Fsdp2
+from glmtune.training.allocations import trim_heap
 from glmtune.training.optim import build_optimizer
 from glmtune.training.processes import Processes
 
 def own_bytes():
+    trim_heap()  # of what is free already
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
@@ -222,7 +224,7 @@ def gathered():
         total = sum(weight.nbytes for weight in weights)
         del weights
         tensors = [*state["state"].values(), dict(model.named_parameters())]
-        sums = [float(each.double().sum()) for part in tensors for each in part.values()]
+        sums = [float(each.sum(dtype=torch.float64)) for part in tensors for each in part.values()]
         return own_bytes() - before, total, sums
 
 folder = Path(sys.argv[2])

@@ -3,6 +3,7 @@
 Source: https://platform.openai.com/docs/api-reference/responses/object, .../responses-streaming.
 """
 
+import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from secrets import token_hex
@@ -180,8 +181,23 @@ async def whole_response(reply: GrowingReply, request: ResponsesRequest) -> dict
     async for written in reply:
         pieces += written.pieces
         reason = written.reason
-    items = [_item(piece, token_hex(12)) for piece in merged(pieces)]
+    blocks = merged(pieces)
+    ends = [None] * (len(blocks) - 1) + [reason]
+    items = [
+        _item(piece, token_hex(12), _status(piece, end)) for piece, end in zip(blocks, ends, strict=False)
+    ]
     return _ResponseWriter(reply, request).write(items, reason)
+
+
+def _status(piece: AnswerPiece, reason: Reason | None) -> str:
+    """Return an item's state by the reason that ended it: nobody may carry out a call that was cut."""
+    if reason != "length":
+        return "completed"
+    try:
+        is_whole = isinstance(piece, CallPiece) and isinstance(json.loads(piece.arguments), dict)
+    except ValueError:
+        is_whole = False
+    return "completed" if is_whole else "incomplete"
 
 
 class _ItemEvents(BlockEvents):
@@ -190,6 +206,8 @@ class _ItemEvents(BlockEvents):
     def __init__(self) -> None:
         super().__init__()
         self.items: list[Event] = []
+        self.reason: Reason | None = None
+        """The reason of the answer's end, once it is known."""
         self._name = ""
 
     def begin(self, index: int, piece: AnswerPiece) -> list[Event]:
@@ -223,10 +241,13 @@ class _ItemEvents(BlockEvents):
         return [{"type": "response.function_call_arguments.delta", **place, "delta": text}]
 
     def end(self, index: int, block: AnswerPiece) -> list[Event]:
-        place, item = self._place(index, block), _item(block, self._name)
+        status = _status(block, self.reason)
+        place, item = self._place(index, block), _item(block, self._name, status)
         self.items.append(item)
         done = {"type": "response.output_item.done", "output_index": index, "item": item}
         if isinstance(block, CallPiece):
+            if status == "incomplete":
+                return [done]
             whole = {"name": block.name, "arguments": block.arguments}
             return [{"type": "response.function_call_arguments.done", **place, **whole}, done]
         assert isinstance(block, ThoughtPiece | TextPiece)
@@ -256,6 +277,7 @@ async def _events(reply: GrowingReply, request: ResponsesRequest) -> AsyncIterat
         for event in items.add(written.pieces):
             yield event
         reason = written.reason
+    items.reason = reason
     for event in items.finish():
         yield event
     whole = writer.write(items.items, reason)

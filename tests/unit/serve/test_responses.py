@@ -127,6 +127,26 @@ def test_no_effort_is_no_thought(says: Saying) -> None:
     assert [item.type for item in one.output] == ["reasoning", "message", "function_call"]
 
 
+def test_a_call_that_is_cut_is_never_told_as_completed(says: Saying) -> None:
+    whole = [(item.name, item.arguments) for item in ask(says).output if item.type == "function_call"]
+    length, seen = says.model.said, set()
+    for most in range(length // 2, length):
+        says.again()
+        with says.served.openai().responses.stream(
+            model="says", input="天气?", tools=TOOLS, max_output_tokens=most
+        ) as stream:
+            events = list(stream)
+        told = [event.item_id for event in events if event.type == "response.function_call_arguments.done"]
+        for event in events:
+            if event.type != "response.output_item.done" or event.item.type != "function_call":
+                continue
+            seen.add(event.item.status)
+            assert (event.item.status == "completed") == (event.item.id in told)
+            is_whole = (event.item.name, event.item.arguments) in whole
+            assert is_whole == (event.item.status == "completed")
+    assert seen == {"completed", "incomplete"}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown field": ({"extra_body": {"nonsense": 1}}, "nonsense"),
     "what would have to be stored": ({"previous_response_id": "resp_1"}, "previous_response_id"),
