@@ -137,11 +137,9 @@ class _Arguments:
         behind, alone = '""', '""'
         for part, is_required in reversed(parts):
             name = _named(self._rules, part)
-            either = "" if is_required else " | "
-            behind, alone = (
-                _named(self._rules, f'", " {name} {behind}{either and either + behind}'),
-                _named(self._rules, f"{name} {behind}{either and either + alone}"),
-            )
+            missing_behind, missing_alone = ("", "") if is_required else (f" | {behind}", f" | {alone}")
+            alone = _named(self._rules, f"{name} {behind}{missing_alone}")
+            behind = _named(self._rules, f'", " {name} {behind}{missing_behind}')
         return alone
 
     def _python(self, schema: Mapping[str, Any]) -> str:
@@ -150,10 +148,9 @@ class _Arguments:
             place = str(schema["$ref"])
             if place not in self._known:
                 # known before it is written: it may point to itself
-                self._known[place] = f"known_{len(self._rules)}"
-                self._rules.append("")
-                index = len(self._rules) - 1
-                self._rules[index] = f"{self._known[place]}: {self._python(self._pointed_to(schema))}"
+                self._known[place] = name = f"known_{len(self._rules)}"
+                self._rules.append("")  # keeps its number from other rules
+                self._rules.append(f"{name}: {self._python(self._pointed_to(schema))}")
             return self._known[place]
         values = _choices(schema)
         if values is not None:

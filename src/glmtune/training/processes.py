@@ -26,7 +26,7 @@ from glmtune.errors import ConfigError
 from glmtune.recipe.distributed import Ddp, DeepSpeed, EngineSettings
 from glmtune.run_files import cannot_write
 from glmtune.training import heartbeat, sharding
-from glmtune.training.zero import ZeroOptimizer, ZeroWeights
+from glmtune.training.zero import Keep, ZeroOptimizer, ZeroWeights
 
 Item = TypeVar("Item")
 Value = TypeVar("Value")
@@ -65,7 +65,7 @@ class Processes:
         self._root: nn.Module | None = None
         self._zero: ZeroOptimizer | None = None
         self._is_joined = False
-        self._keep: sharding.Keep = sharding.in_main_memory
+        self._keep: Keep = sharding.in_main_memory
 
     @cached_property
     def _accelerator(self) -> Accelerator:

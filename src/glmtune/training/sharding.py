@@ -4,7 +4,7 @@ torch's own `fully_shard`, a group of weights for each layer, and one for the re
 output layer, prefix. Source: docs.pytorch.org, torch.distributed.fsdp.fully_shard.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -15,10 +15,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from glmtune.models.recomputing import layers_of
-from glmtune.training.zero import is_in_parts, part_of_weight
-
-Keep = Callable[[Tensor], Tensor]
-"""Keeps a tensor that was put together, detached, where its process has room for all of them."""
+from glmtune.training.zero import Keep, is_in_parts, part_of_weight
 
 
 def in_main_memory(whole: Tensor) -> Tensor:

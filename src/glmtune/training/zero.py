@@ -21,6 +21,9 @@ from glmtune.recipe.distributed import DeepSpeed
 _OP_OF_ONE_MACHINE = "deepspeed_shm_comm"
 """DeepSpeed's sums for inference on a CPU, which it would compile for minutes before anything begins."""
 
+Keep = Callable[[Tensor], Tensor]
+"""Keeps a tensor that was put together, detached, where its process has room for all of them."""
+
 
 class ZeroOptimizer:
     """The optimizer of weights whose gradients and means DeepSpeed shares; called as torch's are."""
@@ -77,7 +80,7 @@ class ZeroOptimizer:
         parts: list[Tensor] = self._zero.single_partition_of_fp32_groups
         return parts
 
-    def whole_state(self, *, keep: Callable[[Tensor], Tensor] | None) -> dict[str, Any]:
+    def whole_state(self, *, keep: Keep | None) -> dict[str, Any]:
         """Return the state as the optimizer's `state_dict` of whole weights has it; all must call it.
 
         Without `keep` the tensors are dropped, one after the other.
@@ -215,7 +218,7 @@ class ZeroWeights(ZeroOptimizer):
     @contextmanager
     @torch.no_grad()
     def whole_trained(
-        self, root: nn.Module, *, keep: Callable[[Tensor], Tensor] | None, is_changed: bool = False
+        self, root: nn.Module, *, keep: Keep | None, is_changed: bool = False
     ) -> Iterator[None]:
         """Inside, the trained weights are whole in the processes that keep them; None: dropped one by one.
 

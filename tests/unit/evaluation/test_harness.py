@@ -62,6 +62,22 @@ def test_a_text_goes_on_greedily_and_ends_before_its_stop_text(ours: HarnessMode
     assert cut == whole.split("，")[0]
 
 
+def write_task(folder: Path, rows: list[dict[str, Any]], kind: str, *lines: str) -> None:
+    """A task of one's own, called `mine`; each row's `q` is asked."""
+    (folder / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    content = [
+        "task: mine",
+        "dataset_path: json",
+        f"dataset_kwargs: {{data_files: {{test: {folder / 'rows.json'}}}}}",
+        "test_split: test",
+        f"output_type: {kind}",
+        'doc_to_text: "{{q}}"',
+        'target_delimiter: ""',
+        *lines,
+    ]
+    (folder / "mine.yaml").write_text("\n".join(content), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("kind", "metric"), [("loglikelihood", "perplexity"), ("generate_until", "exact_match")]
 )
@@ -69,21 +85,12 @@ def test_two_processes_have_the_scores_of_one(tmp_path: Path, kind: str, metric:
     rows = [
         {"q": f"白日{word}", "a": answer} for word, answer in zip("依山尽，黄", "山尽，黄河", strict=True)
     ]
-    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    (tmp_path / "mine.yaml").write_text(
-        f"""task: mine
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.json"}}}}}
-test_split: test
-output_type: {kind}
-doc_to_text: "{{{{q}}}}"
-doc_to_target: "{{{{a}}}}"
-target_delimiter: ""
-generation_kwargs: {{max_gen_toks: 1}}
-metric_list: [{{metric: {metric}}}]
-""",
-        encoding="utf-8",
+    lines = (
+        'doc_to_target: "{{a}}"',
+        "generation_kwargs: {max_gen_toks: 1}",
+        f"metric_list: [{{metric: {metric}}}]",
     )
+    write_task(tmp_path, rows, kind, *lines)
     scores = {}
     for count in (1, 2):
         words = ["evaluate", "glm-tiny", "--tasks", "mine", "--include-path", str(tmp_path), "--json"]
@@ -96,21 +103,8 @@ metric_list: [{{metric: {metric}}}]
 
 def test_a_task_of_ones_own_is_scored_and_written_down(ours: HarnessModel, tmp_path: Path) -> None:
     rows = [{"q": context, "choices": [right, "龘龘龘龘"], "gold": 0} for context, right in PAIRS[:2]]
-    (tmp_path / "rows.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
-    (tmp_path / "mine.yaml").write_text(
-        f"""task: mine
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {tmp_path / "rows.json"}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{q}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: gold
-target_delimiter: ""
-metric_list: [{{metric: acc}}]
-""",
-        encoding="utf-8",
-    )
+    lines = ('doc_to_choice: "{{choices}}"', "doc_to_target: gold", "metric_list: [{metric: acc}]")
+    write_task(tmp_path, rows, "multiple_choice", *lines)
     recipe = build_recipe({"model": "glm-tiny", "dtype": "fp32", "output": str(tmp_path / "out")})
     path, facts = drain(asking_tasks(recipe, ["mine"], include_path=tmp_path))
     pairs = [(context, choice) for context, right in PAIRS[:2] for choice in (right, "龘龘龘龘")]
