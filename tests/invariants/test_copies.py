@@ -161,6 +161,18 @@ def test_a_copy_that_fails_is_told_loses_nothing_and_is_made_with_the_next(
     assert copies == ["step-000002-2", "step-000004-1", "step-000006-1"]
 
 
+def test_the_report_of_a_finished_run_lies_beside_its_copies(model: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    drain(training(recipe(model, run, f"train.copy_to={URL}")))
+    copied = {
+        name.removeprefix("/copies/"): file.getvalue()
+        for name, file in MemoryFileSystem.store.items()
+        if name.count("/") == 2
+    }
+    assert copied.keys() >= {"report.html", "eval.json", "metrics.jsonl", "recipe.yaml", "loss.png"}
+    assert copied == {name: (run / name).read_bytes() for name in copied}
+
+
 def test_copies_of_another_run_are_never_taken_nor_replaced(model: Path, tmp_path: Path) -> None:
     one, other = (recipe(model, tmp_path / name, f"train.copy_to={URL}") for name in ("one", "other"))
     stop_after(one, 4)
@@ -183,7 +195,8 @@ def test_of_two_processes_one_copies_and_fetches(model: Path, tmp_path: Path) ->
     train("whole")
     url = f"file://{tmp_path}/copies"
     train("run", f"train.copy_to={url}")
-    assert sorted(path.name for path in (tmp_path / "copies").iterdir()) == ["step-000006-1"]
+    folders = [path.name for path in (tmp_path / "copies").iterdir() if path.is_dir()]
+    assert folders == ["step-000006-1"]
     shutil.rmtree(tmp_path / "run")
     told = train("run", f"train.copy_to={url}", "--resume")
     assert f"fetched {url}/step-000006-1" in told

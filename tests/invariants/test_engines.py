@@ -189,7 +189,7 @@ def test_replay_on_shared_weights_is_that_of_one_process(
     load_model(tmp_path / "two")
 
 
-SAVING = """
+SHARING = """
 import json, sys
 from pathlib import Path
 import torch
@@ -201,6 +201,7 @@ from glmtune.recipe.distributed import Fsdp2
 from glmtune.training.allocations import trim_heap
 from glmtune.training.optim import build_optimizer
 from glmtune.training.processes import Processes
+from glmtune.training.state import read_state, write_state
 
 def own_bytes():
     trim_heap()  # of what is free already
@@ -215,7 +216,9 @@ for weight in objective.parameters():
     weight.grad = torch.ones_like(weight)
 optimizer.step()
 optimizer.zero_grad()
-
+folder = Path(sys.argv[2])
+"""
+SAVING = """
 def gathered():
     before = own_bytes()
     state = processes.optimizer_state(optimizer)
@@ -227,7 +230,6 @@ def gathered():
         sums = [float(each.sum(dtype=torch.float64)) for part in tensors for each in part.values()]
         return own_bytes() - before, total, sums
 
-folder = Path(sys.argv[2])
 in_memory = gathered()
 with processes.gathering_in(folder):
     in_files = gathered()
@@ -236,19 +238,68 @@ if processes.is_main:
     print(json.dumps({"memory": in_memory[0], "files": in_files[0], "weights": in_memory[1]}))
 assert not list(folder.iterdir()) or not processes.is_main
 """
+RESTORING = """
+parts = {name: weight.detach().to_local() for name, weight in model.named_parameters()}
+saved = {name: part.clone() for name, part in parts.items()}
+with processes.whole():
+    held = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+state = processes.optimizer_state(optimizer)
+means = [value.to_local().clone() for each in optimizer.state.values() for value in list(each.values())[1:]]
+if processes.is_main:
+    keys = {"schedule": {}, "random": [{}], "standing": {"step": 1}}
+    write_state({"optimizer": state, **keys}, folder)
+    torch.save(held, folder / "held.pt")
+del state, held
+processes.wait()
+for part in parts.values():
+    part.zero_()
+before = own_bytes()
+state = read_state(folder, step=1)
+with processes.gathering_in(folder), processes.whole(is_changed=True):
+    if processes.is_main:
+        held = torch.load(folder / "held.pt", mmap=True)
+        for name, weight in model.named_parameters():
+            weight.detach().copy_(held[name])
+    taken = own_bytes() - before
+assert all(torch.equal(part, saved[name]) for name, part in parts.items())
+processes.restore_optimizer(optimizer, state["optimizer"])
+again = [value.to_local() for each in optimizer.state.values() for value in list(each.values())[1:]]
+assert all(map(torch.equal, means, again)) and len(again) == len(means) > 0
+taken = max(processes.gather(max(taken, own_bytes() - before)))
+if processes.is_main:
+    print(json.dumps({"taken": taken, "weights": sum(4 * w.numel() for w in model.parameters())}))
+"""
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's figures")
-def test_what_is_saved_of_shared_weights_takes_no_main_memory(tmp_path: Path) -> None:
-    """But one tensor at a time; without files all weights and both of AdamW's means."""
-    large = tiny_folder(tmp_path / "model", hidden_size=512, ffn_hidden_size=1024, num_layers=6)
-    (tmp_path / "files").mkdir()
-    given = (str(large), str(tmp_path / "files"))
-    done = run_ranks(2, "-c", SAVING, *given, encoding="utf-8")
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = {"hidden_size": 512, "ffn_hidden_size": 1024, "num_layers": 6}
+    return tiny_folder(tmp_path_factory.mktemp("large"), **shape)
+
+
+def taken_by_two(script: str, large: Path, folder: Path) -> dict[str, int]:
+    done = run_ranks(2, "-c", SHARING + script, str(large), str(folder), encoding="utf-8")
     assert done.returncode == 0, done.stderr
-    taken = json.loads(done.stdout)
+    taken: dict[str, int] = json.loads(done.stdout)
+    return taken
+
+
+READS_STATUS = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's figures")
+
+
+@READS_STATUS
+def test_what_is_saved_of_shared_weights_takes_no_main_memory(large: Path, tmp_path: Path) -> None:
+    """But one tensor at a time; without files all weights and both of AdamW's means."""
+    taken = taken_by_two(SAVING, large, tmp_path)
     assert taken["memory"] > 2.5 * taken["weights"]
     assert taken["files"] < 0.3 * taken["weights"]
+
+
+@READS_STATUS
+def test_what_is_restored_of_shared_weights_takes_no_main_memory(large: Path, tmp_path: Path) -> None:
+    """But one tensor at a time, in every process, and each goes on with its own parts."""
+    taken = taken_by_two(RESTORING, large, tmp_path)
+    assert taken["taken"] < 0.3 * taken["weights"]
 
 
 @pytest.mark.parametrize(

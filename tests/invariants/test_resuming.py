@@ -162,7 +162,8 @@ def test_other_evaluations_checkpoints_and_samples_change_no_step(
     model: Path, trained: Path, run: Path
 ) -> None:
     shutil.rmtree(run / "checkpoints" / "step-000004")
-    words = ("train.eval_every=1", "train.save_every=1", "train.log_every=2", "train.keep_checkpoints=3")
+    words = ("train.eval_every=1", "train.save_every=1", "train.log_every=2", "train.keep_checkpoints=3",
+             "distributed.timeout_s=900")  # fmt: skip
     notes = resumed(recipe(model, run, *words, "samples.prompts=[你好]", "samples.max_new_tokens=2"))
     assert "train.eval_every: 2 so far, 1 from here; recipe.yaml has that now" in notes
     assert steps_of(run) == steps_of(trained)

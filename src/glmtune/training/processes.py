@@ -168,13 +168,13 @@ class Processes:
     def whole(self, *, is_changed: bool = False) -> AbstractContextManager[None]:
         """Return a context in which the trained weights are whole in the first process, to be saved.
 
-        With `is_changed` they are whole in all, which go on with what is in them at its end. All processes
-        must enter it.
+        With `is_changed` to be filled: all go on with what is in them at its end. All processes must enter
+        it.
         """
         if self._root is None:
             return nullcontext()
         sharer = self._weights or sharding
-        keep = self._keep if self.is_main or is_changed else None
+        keep = self._keep if self.is_main else None
         return sharer.whole_trained(self._root, keep=keep, is_changed=is_changed)
 
     @contextmanager
@@ -195,8 +195,8 @@ class Processes:
                 path.write_bytes(flat.view(torch.uint8).numpy().data)
             except OSError as err:
                 raise cannot_write(path, err) from err
-            # private: nothing that is done to it goes into the file
-            mapped = torch.from_file(str(path), shared=False, size=flat.numel(), dtype=flat.dtype)
+            # shared: also numbers that are put into it later lie in the file
+            mapped = torch.from_file(str(path), shared=True, size=flat.numel(), dtype=flat.dtype)
             return mapped.view(whole.shape)
 
         # a name of those that a killed process leaves behind, and that are swept
@@ -237,6 +237,10 @@ class Processes:
             weights = [weight for group in optimizer.param_groups for weight in group["params"]]
             state = sharding.shared_state(state, weights)
         optimizer.load_state_dict(dict(state))
+        for values in optimizer.state.values():
+            for name, value in values.items():
+                if isinstance(value, Tensor) and value.is_cpu and not isinstance(value, DTensor):
+                    values[name] = value.clone()  # torch takes it as it is: of a file that is mapped
 
     def wrap(
         self, module: nn.Module, optimizer: Optimizer, *, max_norm: float = 0.0

@@ -71,9 +71,9 @@ def outer_weights(root: nn.Module) -> Iterator[None]:
 @contextmanager
 @torch.no_grad()
 def whole_trained(root: nn.Module, *, keep: Keep | None, is_changed: bool = False) -> Iterator[None]:
-    """Inside, the trained weights are whole in the processes that keep them; None: dropped one by one.
+    """Inside, the trained weights are whole in the first process, which keeps them; in others `keep` is None.
 
-    All processes must call it. With `is_changed` all must keep them, and go on with what is then in them.
+    All processes must call it. With `is_changed` all go on with what the first process then has in them.
     """
     settle(root)
     places = [
@@ -95,14 +95,11 @@ def whole_trained(root: nn.Module, *, keep: Keep | None, is_changed: bool = Fals
     finally:
         for part, name, weight in places:
             part._parameters[name] = cast("nn.Parameter", weight)
-            if is_changed:
-                local = cast("DTensor", weight).to_local()
-                local.copy_(part_of(wholes[id(weight)].detach(), cast("DTensor", weight)).to_local())
-
-
-def part_of(whole: Tensor, like: DTensor) -> DTensor:
-    """Return this process's part of a tensor that all hold, shared as another is."""
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    for shared in {id(weight): cast("DTensor", weight) for *_, weight in places if is_changed}.values():
+        held = wholes[id(shared)].detach() if keep else torch.empty(shared.shape, dtype=shared.dtype)
+        # the first process's numbers, one tensor at a time
+        own = distribute_tensor(held.to(shared.device), shared.device_mesh, shared.placements)
+        shared.to_local().copy_(own.to_local())
 
 
 def whole_state(state: Mapping[str, Any], *, keep: Keep | None) -> dict[str, Any]:
@@ -124,7 +121,9 @@ def shared_state(state: Mapping[str, Any], weights: list[nn.Parameter]) -> dict[
     """Return the result of `whole_state` with the tensors shared as the optimizer's weights are."""
     means = {
         number: {
-            name: part_of(value, like)
+            name: distribute_tensor(
+                value.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+            )
             # AdamW's count of steps has no axis to share
             if isinstance(value, Tensor) and isinstance(like := weights[number].data, DTensor) and value.ndim
             else value

@@ -60,12 +60,12 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
 def read_state(folder: Path, *, step: int | None) -> dict[str, Any]:
     """Read a state from `write_state`: the parts of `collect_state` and the caller's own, such as `standing`.
 
-    `step` is the checkpoint's. Raises `CheckpointError` if the file is missing or damaged, or was saved at
+    Its tensors are mapped: no process holds the means of a whole model. `step` is the checkpoint's. Raises `CheckpointError` if the file is missing or damaged, or was saved at
     another step.
     """
     path = folder / STATE_FILE
     try:
-        state: dict[str, Any] = read_pickle(path, mmap=False, check_crc=True)
+        state: dict[str, Any] = read_pickle(path, check_crc=True)
     except CheckpointError as err:
         raise CheckpointError(str(err), hint=train_on_hint(path.parent)) from err
     lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS

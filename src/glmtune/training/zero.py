@@ -220,9 +220,9 @@ class ZeroWeights(ZeroOptimizer):
     def whole_trained(
         self, root: nn.Module, *, keep: Keep | None, is_changed: bool = False
     ) -> Iterator[None]:
-        """Inside, the trained weights are whole in the processes that keep them; None: dropped one by one.
+        """Inside, the trained weights are whole in the first process, which keeps them; in others None.
 
-        All processes must call it. With `is_changed` all must keep them, and go on with what is then in them.
+        All processes must call it. With `is_changed` all go on with what the first process then has in them.
         """
         self.settle()
         gathered = self._deepspeed.zero.GatheredParameters
@@ -245,9 +245,10 @@ class ZeroWeights(ZeroOptimizer):
         finally:
             for part, name, weight in places:
                 part._parameters[name] = weight
-                if is_changed:
-                    with gathered([weight], modifier_rank=0):
-                        weight.copy_(wholes[id(weight)])
+        for weight in {id(weight): weight for *_, weight in places if is_changed}.values():
+            with gathered([weight], modifier_rank=0):
+                if keep:
+                    weight.copy_(wholes[id(weight)])
 
 
 _OPEN = -1

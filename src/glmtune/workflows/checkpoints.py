@@ -96,10 +96,10 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
     return Saved(path, is_best, recorded_difference(card.probe))
 
 
-def copy_checkpoints(run: "Run") -> Iterator[Note]:
+def copy_checkpoints(run: "Run", *, is_end: bool = False) -> Iterator[Note]:
     """Copy a run's checkpoints to `train.copy_to`. All processes must call it; the main one copies.
 
-    A failure is a warning: the run's folder has all of them, and the next call copies what is lacking.
+    At the end of the run its report and all other files too. A failure is a warning: the run's folder has all of them, and the next call copies what is lacking.
     """
     url, folder = run.recipe.train.copy_to, run.writer.folder
     if url is None:
@@ -110,9 +110,12 @@ def copy_checkpoints(run: "Run") -> Iterator[Note]:
         try:
             for copy in renew_copies(folder, url, keep=keep, best_step=best_step):
                 yield Note(f"copied to {url}/{copy}")
+            if is_end:
+                names = CopyFolder(url).write_results(folder)
+                yield Note(f"copied to {url}: {', '.join(names)}")
         except GlmtuneError as err:
-            text = f"{err}; nothing is lost: {folder} has it, and the next checkpoint tries again"
-            yield Note(text, is_warning=True)
+            again = "" if is_end else ", and the next checkpoint tries again"
+            yield Note(f"{err}; nothing is lost: {folder} has it{again}", is_warning=True)
     run.processes.wait()
 
 
@@ -227,8 +230,10 @@ def restore_run(run: "Run") -> Iterator[Note]:
     if card and card.fingerprint:
         check_base(last, card, run.plan.location.folder)
     if run.pruning is None:
-        with run.processes.whole(is_changed=True):
-            restore_trained(run.model, last)
+        # into files, as when it was saved: no process holds the whole of shared weights
+        with run.processes.gathering_in(last.parent), run.processes.whole(is_changed=True):
+            if run.is_main or run.processes.shared_by == 1:
+                restore_trained(run.model, last)
     with as_state(last / STATE_FILE):
         restore_state(state, run.optimizer, run.schedule, run.processes)
         if run.pruning:  # AdaLoRA's state has the weights as well: the adapter's files lack pruned directions

@@ -26,8 +26,10 @@ from glmtune.files import hash_file
 from glmtune.run_files import (
     DATA_FILE,
     ENVIRONMENT_FILE,
+    LOG_FILE,
     MEMORY_FILE,
     METRICS_FILE,
+    PROCESS_FILE,
     RANKS_FILE,
     RECIPE_FILE,
     REPLAY_FILE,
@@ -153,6 +155,19 @@ class CopyFolder:
                 self._fs.put_file(str(path), f"{folder}/{name}")
             self._fs.pipe_file(f"{folder}/{MANIFEST}", json.dumps(digests, indent=2).encode())
         return copy
+
+    def write_results(self, run: Path) -> list[str]:
+        """Copy the files of a finished run's folder, to be looked at; return their names. Raises `OutputError`.
+
+        They lie beside the copies of checkpoints, and nothing goes on from them.
+        """
+        names = sorted(
+            path.name for path in run.iterdir() if path.is_file() and path.name not in (PROCESS_FILE, LOG_FILE)
+        )
+        for name in names:
+            with self._explained(f"{name} cannot be written"):
+                self._fs.put_file(str(run / name), f"{self._root}/{name}")
+        return names
 
     def fetch(self, copy: Copy, digests: Mapping[str, str], run: Path) -> None:
         """Fetch files of a copy into a run's folder: the checkpoint, and the run's own in place of those.

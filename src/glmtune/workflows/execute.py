@@ -317,6 +317,7 @@ def _finish(run: Run, forgotten: Forgetting | None) -> Generator[Event, None, Ru
     yield Note(f"loss curve: {folder / 'loss.png'}{samples}")
     if run.is_main:
         yield renew_report(folder)
+    yield from copy_checkpoints(run, is_end=True)
     if worse := worse_warning(run.recipe.method, run.plan.lr, metrics):
         yield Note(worse, is_warning=True)
     if forgotten and (cure := advice(forgotten, run.recipe, **at)):

@@ -22,6 +22,7 @@ CADENCE = {
     "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.copy_to",
     "samples.prompts", "samples.built_in", "samples.max_new_tokens", "data.test", "data.max_test_rows",
     "evaluate.max_new_tokens", "evaluate.batch_size", "evaluate.compute", "evaluate.strength",
+    "distributed.timeout_s",
 }  # fmt: skip
 """Settings that change no step: they may be others from here on, and recipe.yaml then has the new ones."""
 LENGTH = {"train.steps", "train.epochs"}
