@@ -60,8 +60,8 @@ def write_state(state: Mapping[str, Any], folder: Path) -> None:
 def read_state(folder: Path, *, step: int | None) -> dict[str, Any]:
     """Read a state from `write_state`: the parts of `collect_state` and the caller's own, such as `standing`.
 
-    Its tensors are mapped: no process holds the means of a whole model. `step` is the checkpoint's. Raises `CheckpointError` if the file is missing or damaged, or was saved at
-    another step.
+    Its tensors are mapped: no process holds the means of a whole model. `step` is the checkpoint's. Raises
+    `CheckpointError` if the file is missing or damaged, or was saved at another step.
     """
     path = folder / STATE_FILE
     try:

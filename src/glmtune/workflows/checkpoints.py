@@ -99,7 +99,8 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
 def copy_checkpoints(run: "Run", *, is_end: bool = False) -> Iterator[Note]:
     """Copy a run's checkpoints to `train.copy_to`. All processes must call it; the main one copies.
 
-    At the end of the run its report and all other files too. A failure is a warning: the run's folder has all of them, and the next call copies what is lacking.
+    At the end of the run its report and all other files too. A failure is a warning: the run's folder has
+    all of them, and the next call copies what is lacking.
     """
     url, folder = run.recipe.train.copy_to, run.writer.folder
     if url is None:

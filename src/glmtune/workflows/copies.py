@@ -157,13 +157,12 @@ class CopyFolder:
         return copy
 
     def write_results(self, run: Path) -> list[str]:
-        """Copy the files of a finished run's folder, to be looked at; return their names. Raises `OutputError`.
+        """Copy the files of a finished run's folder, to be looked at; return their names.
 
-        They lie beside the copies of checkpoints, and nothing goes on from them.
+        They lie beside the copies of checkpoints, and nothing goes on from them. Raises `OutputError`.
         """
-        names = sorted(
-            path.name for path in run.iterdir() if path.is_file() and path.name not in (PROCESS_FILE, LOG_FILE)
-        )
+        growing = (PROCESS_FILE, LOG_FILE)
+        names = [path.name for path in sorted(run.iterdir()) if path.is_file() and path.name not in growing]
         for name in names:
             with self._explained(f"{name} cannot be written"):
                 self._fs.put_file(str(run / name), f"{self._root}/{name}")
