@@ -64,6 +64,13 @@ def assert_same_steps(run: Path, other: Path, *, rel: float) -> None:
         assert line["tokens"] == expected["tokens"]
 
 
+def go_back_to_step_5(run: Path) -> None:
+    """As a run that was killed in a later step."""
+    (run / "last").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-000010")
+    (run / "last").symlink_to("checkpoints/step-000005")
+
+
 ENGINES = {
     "ddp": ["distributed=ddp"],
     "fsdp2": ["distributed=fsdp2"],
@@ -125,10 +132,7 @@ def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
     for name in ("whole", "parts"):
         train(*words(model, tmp_path / name, *shared))
     parts = tmp_path / "parts"
-    # back to the checkpoint at step 5, as a run that was killed in a later step
-    (parts / "last").unlink()
-    shutil.rmtree(parts / "checkpoints" / "step-000010")
-    (parts / "last").symlink_to("checkpoints/step-000005")
+    go_back_to_step_5(parts)
     train(str(parts), "--resume")
     lines = ("step", "loss", "grad_norm", "eval_loss")
     whole, gone_on = (
@@ -138,6 +142,29 @@ def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
     assert gone_on == whole
     first, second = weights(tmp_path / "whole"), weights(parts)
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+@SLOW
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("engine", ["fsdp2", *ZEROS])
+def test_a_run_goes_on_with_another_engine_and_number_of_processes(
+    model: Path, tmp_path: Path, engine: str, method: str
+) -> None:
+    one, two = (words(model, tmp_path / name, *METHODS[method]) for name in ("one", "two"))
+    drain(training(training_recipe({}, [*one, "train.eval_every=5"])))
+
+    def go_on(number: int, *given: str) -> None:
+        done = run_ranks(number, "-m", "glmtune", "train", *given, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+
+    for begun, then in ((ENGINES[engine], ENGINES["ddp"]), (ENGINES["ddp"], ENGINES[engine])):
+        shutil.rmtree(tmp_path / "two", ignore_errors=True)
+        number = 1 if begun == ENGINES["ddp"] else 2
+        go_on(number, *two, *begun, "train.eval_every=5")
+        go_back_to_step_5(tmp_path / "two")
+        go_on(3 - number, str(tmp_path / "two"), *then, "--resume")
+        assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
+        load_model(tmp_path / "two")
 
 
 @pytest.mark.parametrize("engine", [pytest.param("fsdp2", marks=SLOW), *ZEROS])
