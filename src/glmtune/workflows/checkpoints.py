@@ -173,7 +173,7 @@ def newest_whole(folder: Path) -> WholeCheckpoint:
         except CheckpointError as err:
             damaged.append((path, err))
     if not damaged:
-        raise CheckpointError(f"{folder}: no checkpoint there", hint="begin anew: leave --resume out")
+        raise CheckpointError(f"{folder}: no checkpoint there", hint="leave resume out to begin it")
     first = damaged[0][1]
     if len(damaged) == 1:
         raise first
