@@ -52,6 +52,9 @@ def _carry_deepspeed(draft: RecipeDraft) -> int | None:
         del draft.flags["deepspeed"]
         return int(stage)
     held = "each process holds the whole model and Adam's means"
+    if not is_there(path):
+        what = f"{path.name} is not there to say how weights were shared, so DeepSpeed"
+        held += "; distributed=deepspeed shares gradients and means out"
     draft.lose("deepspeed", f"{what} is not used: {held}")
     return None
 

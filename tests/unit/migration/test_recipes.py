@@ -217,6 +217,12 @@ def test_a_steps_rows_are_those_of_all_processes(start: str, rows: int, command:
     assert done.next == [f"{command}glmtune train {tmp_path / 'new.yaml'}"]
 
 
+def test_a_configuration_of_deepspeed_that_is_not_there_is_said(tmp_path: Path) -> None:
+    done, recipe = bring(tmp_path, script("deepspeed --num_gpus 2 main.py", "--deepspeed ds.json"))
+    assert recipe.distributed.name == "ddp"
+    assert done.lost["deepspeed ds.json"].startswith("ds.json is not there to say how weights were shared")
+
+
 def test_deepspeed_s_own_optimizer_is_named_as_not_carried_over(tmp_path: Path) -> None:
     config = {"zero_optimization": {"stage": 3}, "optimizer": {"type": "Adam"}}
     (tmp_path / "ds.json").write_text(json.dumps(config), encoding="utf-8")
