@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from forks import run_ranks
@@ -181,6 +182,43 @@ def test_a_process_that_is_asked_to_end_has_all_save(model: Path, tmp_path: Path
     assert launcher.returncode == 128 + signal.SIGTERM, errors
     assert errors.count("steps so far are saved; go on with: glmtune train") == 1
     assert (tmp_path / "run" / "last").exists()
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_was_killed_save_and_end(model: Path, tmp_path: Path) -> None:
+    launcher, _ = started(model, tmp_path)
+    ranks = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    _, errors = launcher.communicate(timeout=300)  # until the first process has closed it too
+    assert "steps so far are saved; go on with: glmtune train" in errors
+    assert not psutil.wait_procs(ranks, timeout=60)[1]
+    assert (tmp_path / "run" / "last").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [(), ("--resume",)], ids=["begun", "resumed"])
+def test_of_the_same_command_started_twice_at_once_one_trains(
+    model: Path, tmp_path: Path, last: tuple[str, ...]
+) -> None:
+    words = training_words(model, tmp_path / "run", "data.max_tokens=200", "train.save_every=1")
+    if last:
+        done = run("-m", "glmtune", *words, "train.schedule=constant", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        words = ["train", str(tmp_path / "run"), "train.steps=6"]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "glmtune", *words, *last], env=environment(), cwd=tmp_path,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [each.communicate(timeout=500)[1] for each in both]
+    assert sorted(each.returncode for each in both) == [0, 2], said
+    first = next(each.pid for each in both if each.returncode == 0)
+    (refused,) = [text for text, each in zip(said, both, strict=True) if each.returncode]
+    assert f"error: {tmp_path / 'run'}: process {first} trains in this folder\nhint: " in refused
+    steps = [line[0] for line in figures(tmp_path / "run") if len(line) == 3]
+    assert steps == list(range(1, 7 if last else 3))
 
 
 def test_an_evaluation_by_two_processes_writes_the_file_of_one(model: Path, tmp_path: Path) -> None:
