@@ -17,8 +17,8 @@ import pytest
 
 from commands import glmtune
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
-from glmtune.reports.listing import summarise_runs
 from glmtune.recipe import load_recipe
+from glmtune.reports.listing import summarise_runs
 from glmtune.run_files import LOG_FILE, PROCESS_FILE, append_json, write_json
 from glmtune.run_process import (
     SIGN_S,
@@ -182,9 +182,9 @@ def test_a_folder_is_held_from_before_loading_until_its_process_is_gone(tmp_path
 
 
 def test_threads_of_one_process_do_not_train_in_one_folder_either(tmp_path: Path) -> None:
-    with alone_in(tmp_path), pytest.raises(ConfigError, match=f"process {os.getpid()} trains"):
-        with alone_in(tmp_path):
-            pass
+    told = f"process {os.getpid()} trains"
+    with alone_in(tmp_path), pytest.raises(ConfigError, match=told), alone_in(tmp_path):
+        pass
     with alone_in(tmp_path):
         pass
 
@@ -259,6 +259,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 def test_a_damaged_run_hides_no_other(tmp_path: Path, record: ProcessRecord, damaged: str) -> None:
     runs = tmp_path / "runs"
     for name in ("damaged", "whole"):
+        (runs / name).mkdir(parents=True)
         write_record(runs / name, record)
         append_json(runs / name / "metrics.jsonl", {"step": 1, "loss": 7.0, "step_s": 2.0})
     with (runs / "damaged" / damaged).open("r+b") as file:
