@@ -3,10 +3,11 @@
 python -m tools.cluster_tables
 
 Of N processes in a ring each sends 2 (N - 1) / N of a tensor to sum it over all (an all-reduce), and half of
-that to gather it (all-gather) or to sum and keep a part (reduce-scatter). DDP sums the gradients. FSDP2
-gathers the weights for the forward and again for the backward pass, and keeps parts of the summed gradients.
-ZeRO-2 keeps parts of the summed gradients, and gathers the trained weights once they are updated; DeepSpeed
-makes a copy of the trained weights' parts, though they are fp32. ZeRO-3 moves as FSDP2 does.
+that to gather it (all-gather) or to sum and keep a part (reduce-scatter). DDP sums the gradients. ZeRO-3
+gathers the weights for the forward and again for the backward pass, and keeps parts of the summed gradients;
+FSDP2 does so too, but those outside the layers stay whole between the two passes. ZeRO-2 keeps parts of the
+summed gradients, and gathers the trained weights once they are updated; DeepSpeed makes a copy of the trained
+weights' parts, though they are fp32. tests/invariants/test_engines.py counts the bytes of real steps.
 Source: arxiv.org/abs/1910.02054, section 7; arxiv.org/abs/2304.11277, section 3.
 """
 
@@ -25,23 +26,31 @@ HALF, SINGLE = 2, 4
 
 @dataclass(frozen=True)
 class Model:
-    """A model's numbers of weights: all, and those of LoRA with rank 8 on its attention (the default)."""
+    """A model's numbers of weights: all, those outside the layers (embedding, output layer, last norm), and
+    those of LoRA with rank 8 on its attention (the default).
+    """
 
     name: str
     weights: int
+    outer: int
     lora: int
 
 
 ZERO_2 = "deepspeed, stage 2"
 MODELS = (
     # docs/methods.md; LoRA on query_key_value, (4096 -> 4608) in 28 layers
-    Model("ChatGLM3-6B", 6_243_584_000, 28 * 8 * (4096 + 4608)),
-    Model("GLM-4-9B", 9_399_951_360, 40 * 8 * (4096 + 4608)),
+    Model("ChatGLM3-6B", 6_243_584_000, (2 * 65_024 + 1) * 4096, 28 * 8 * (4096 + 4608)),
+    Model("GLM-4-9B", 9_399_951_360, (2 * 151_552 + 1) * 4096, 40 * 8 * (4096 + 4608)),
     # huggingface.co/zai-org/GLM-4-32B-0414: 61 layers of 6144, 48 heads and 2 KV heads of 128
-    Model("GLM-4-32B-0414", 32_566_081_536, 61 * 8 * (4 * 6144 + 2 * (6144 + 256))),
-    # docs.vultr.com/models/z.ai-glm-5: 744B of which 40B are active, 78 layers of 6144. This program has no
-    # class for its attention: four square projections are counted
-    Model("GLM-5 (744B MoE)", 744_000_000_000, 78 * 8 * 4 * 2 * 6144),
+    Model(
+        "GLM-4-32B-0414",
+        32_566_081_536,
+        (2 * 151_552 + 1) * 6144,
+        61 * 8 * (4 * 6144 + 2 * (6144 + 256)),
+    ),
+    # docs.vultr.com/models/z.ai-glm-5: 744B of which 40B are active, 78 layers of 6144, 154,880 tokens. This
+    # program has no class for its attention: four square projections are counted
+    Model("GLM-5 (744B MoE)", 744_000_000_000, (2 * 154_880 + 1) * 6144, 78 * 8 * 4 * 2 * 6144),
 )
 WIRES = {"PCIe 4.0 x16": 32e9, "NVLink (H100)": 450e9, "100 Gb Ethernet": 12.5e9}
 """Bytes a second in one direction. Sources: PCI-SIG's 16 GT/s on 16 lanes; NVIDIA's H100 data sheet, 900 GB/s
@@ -64,7 +73,10 @@ def sent(model: Model, method: str, engine: str, processes: int = PROCESSES) -> 
     share = (processes - 1) / processes
     if engine in ("ddp", ZERO_2):
         return 2 * share * trained * SINGLE
-    return share * (2 * weight_bytes(model, method) + trained * SINGLE)
+    gathered = 2 * weight_bytes(model, method)
+    if engine == "fsdp2":
+        gathered -= model.outer * (SINGLE if method == "full" else HALF)
+    return share * (gathered + trained * SINGLE)
 
 
 def held(model: Model, method: str, engine: str, processes: int = PROCESSES) -> float:

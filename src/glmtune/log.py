@@ -50,9 +50,14 @@ def is_warning(text: str) -> bool:
 
 
 def tell(text: str) -> None:
-    """Log one line. `logging.getLogger("glmtune").setLevel("WARNING")` leaves only the warnings."""
+    """Log one line, once in a run of several processes.
+
+    `logging.getLogger("glmtune").setLevel("WARNING")` leaves only the warnings.
+    """
     if listener := _listener.get():
         listener(text)
+        return
+    if not is_main_process():
         return
     level = logging.WARNING if is_warning(text) else logging.INFO
     if logger.hasHandlers():  # of its own, or of the root logger

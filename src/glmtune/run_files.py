@@ -8,7 +8,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -169,15 +169,18 @@ def _is_full(err: OSError | SafetensorError) -> bool:
     return is_told or getattr(err, "errno", None) in numbers
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file; an older one is replaced only when the new one is complete. Raises `OutputError`."""
-    with replacing(path) as partial:
+def write_text(path: Path, text: str, *, is_durable: bool = False) -> None:
+    """Write a text file; an older one is replaced only when the new one is complete. Raises `OutputError`.
+
+    `is_durable` as for `replacing`.
+    """
+    with replacing(path, is_durable=is_durable) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object, *, is_durable: bool = False) -> None:
     """Write a JSON document, indented, as `write_text` does."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n", is_durable=is_durable)
 
 
 def append_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -270,6 +273,21 @@ def list_checkpoints(run: Path) -> list[Path]:
     """List the checkpoint folders of a run, in the order of their steps."""
     steps = {step_of(path): path for path in (run / "checkpoints").glob("step-*") if path.is_dir()}
     return [steps[step] for step in sorted(step for step in steps if step is not None)]
+
+
+def steps_to_keep(run: Path, steps: Sequence[int]) -> set[int]:
+    """Return steps of checkpoints and of the best evaluation up to each, which going back to it needs."""
+    counted = [
+        line
+        for line in read_json_lines(run / METRICS_FILE)
+        if "eval_loss" in line and line["step"] > 0 and line.get("is_settled", True)
+    ]
+    kept = set(steps)
+    for step in steps:
+        before = [line for line in counted if line["step"] <= step]
+        if before:
+            kept.add(min(before, key=lambda line: line["eval_loss"])["step"])  # the first of several
+    return kept
 
 
 def set_aside(checkpoint: Path) -> Path:

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tools.cluster_tables import ZERO_2, Model, sent
 
 from forks import run_ranks
 from glmtune import load_model
 from glmtune.errors import ConfigError
 from glmtune.extras import is_installed
+from glmtune.models.recomputing import layers_of
 from glmtune.recipe.distributed import DeepSpeed
 from glmtune.run_files import read_json_lines
 from glmtune.workflows.early import training_recipe
@@ -62,6 +64,13 @@ def assert_same_steps(run: Path, other: Path, *, rel: float) -> None:
         assert line["loss"] == pytest.approx(expected["loss"], rel=rel)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=rel)
         assert line["tokens"] == expected["tokens"]
+
+
+def go_back_to_step_5(run: Path) -> None:
+    """As a run that was killed in a later step."""
+    (run / "last").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-000010")
+    (run / "last").symlink_to("checkpoints/step-000005")
 
 
 ENGINES = {
@@ -125,10 +134,7 @@ def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
     for name in ("whole", "parts"):
         train(*words(model, tmp_path / name, *shared))
     parts = tmp_path / "parts"
-    # back to the checkpoint at step 5, as a run that was killed in a later step
-    (parts / "last").unlink()
-    shutil.rmtree(parts / "checkpoints" / "step-000010")
-    (parts / "last").symlink_to("checkpoints/step-000005")
+    go_back_to_step_5(parts)
     train(str(parts), "--resume")
     lines = ("step", "loss", "grad_norm", "eval_loss")
     whole, gone_on = (
@@ -138,6 +144,29 @@ def test_a_resumed_run_of_shared_weights_equals_an_uninterrupted_one_to_the_bit(
     assert gone_on == whole
     first, second = weights(tmp_path / "whole"), weights(parts)
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+
+
+@SLOW
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("engine", ["fsdp2", *ZEROS])
+def test_a_run_goes_on_with_another_engine_and_number_of_processes(
+    model: Path, tmp_path: Path, engine: str, method: str
+) -> None:
+    one, two = (words(model, tmp_path / name, *METHODS[method]) for name in ("one", "two"))
+    drain(training(training_recipe({}, [*one, "train.eval_every=5"])))
+
+    def go_on(number: int, *given: str) -> None:
+        done = run_ranks(number, "-m", "glmtune", "train", *given, encoding="utf-8")
+        assert done.returncode == 0, done.stderr
+
+    for begun, then in ((ENGINES[engine], ENGINES["ddp"]), (ENGINES["ddp"], ENGINES[engine])):
+        shutil.rmtree(tmp_path / "two", ignore_errors=True)
+        number = 1 if begun == ENGINES["ddp"] else 2
+        go_on(number, *two, *begun, "train.eval_every=5")
+        go_back_to_step_5(tmp_path / "two")
+        go_on(3 - number, str(tmp_path / "two"), *then, "--resume")
+        assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
+        load_model(tmp_path / "two")
 
 
 @pytest.mark.parametrize("engine", [pytest.param("fsdp2", marks=SLOW), *ZEROS])
@@ -187,6 +216,57 @@ def test_replay_on_shared_weights_is_that_of_one_process(
     assert [line["answer_ids"] for line in two] == [line["answer_ids"] for line in one]
     assert_same_steps(tmp_path / "two", tmp_path / "one", rel=1e-6)
     load_model(tmp_path / "two")
+
+
+COUNTING = """
+import sys
+from collections import Counter
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from glmtune.workflows.early import training_recipe
+from glmtune.workflows.events import Stepped
+from glmtune.workflows.execute import training
+
+class Collectives(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.moved = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "c10d":
+            size = max((part.nbytes for part in tree_leaves(args) if isinstance(part, Tensor)), default=0)
+            # a step's figures aside, such as its loss: 16 bytes and less. An all-reduce sends all twice
+            self.moved += size * (1 + ("allreduce" in func.__name__)) * (size > 16)
+        return func(*args, **kwargs or {})
+
+with Collectives() as collectives:
+    for event in training(training_recipe({}, sys.argv[1:])):
+        if isinstance(event, Stepped):
+            if event.log.step == 3 and torch.distributed.get_rank() == 0:
+                print("moved", collectives.moved, file=sys.stderr)
+            collectives.moved = 0
+"""
+COUNTED = {"ddp": "ddp", "fsdp2": "fsdp2", "zero-2": ZERO_2, "zero-3": "deepspeed, stage 3"}
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("engine", [pytest.param("ddp", marks=SLOW), "fsdp2", *ZEROS])
+def test_a_step_moves_the_bytes_of_the_table(model: Path, tmp_path: Path, engine: str, method: str) -> None:
+    """Those of the third, of one micro-batch: in the first two DDP agrees on its buckets."""
+    more = ["train.steps=4", "train.eval_every=4", "train.batch_size=2"]
+    kind = ["dtype=bf16"] if method == "lora" else []  # as the table has a frozen base
+    given = words(model, tmp_path / "run", *METHODS[method], *ENGINES[engine], *more, *kind)
+    done = run_ranks(2, "-c", COUNTING, *given, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    whole = load_model(model)
+    weights = sum(weight.numel() for weight in whole.parameters())
+    inner = sum(weight.numel() for layer in layers_of(whole) for weight in layer.parameters())
+    # rank 8 on query_key_value, (32 -> 64) in two layers
+    tiny = Model("tiny", weights, weights - inner, 2 * 8 * (32 + 64))
+    [moved] = re.findall(r"moved (\d+)", done.stderr)
+    assert int(moved) / 2 == sent(tiny, method, COUNTED[engine], 2)
 
 
 SHARING = """

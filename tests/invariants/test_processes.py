@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from forks import run_ranks
 from glmtune.run_files import read_json_lines
@@ -20,7 +21,7 @@ QUICK = (
     "retain.report=off", "retain.ratio=0", "samples.prompts=[]", "data.max_tokens=400",
     "train.micro_batch_size=2", "train.gradient_checkpointing=false",
 )  # fmt: skip
-STEPS = 10_000
+LONG = ("train.steps=10000", "train.eval_every=10000")
 """More than a test waits for."""
 
 
@@ -101,18 +102,22 @@ def test_nproc_within_processes_that_were_started_already_is_refused(model: Path
     assert "--nproc: 2, but another program has started 2 processes" in done.stderr
 
 
-def started(model: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
-    """A run of two processes after its first step, and the number of the second one's process."""
-    words = training_words(model, tmp_path / "run", f"train.steps={STEPS}", f"train.eval_every={STEPS}")
-    launcher = subprocess.Popen(
-        [sys.executable, "-m", "glmtune", *words, "--nproc", "2"], env=environment(), cwd=tmp_path,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-    )  # fmt: skip
+def wait_for_steps(launcher: subprocess.Popen[str], folder: Path) -> None:
     until = time.monotonic() + 400
-    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(figures(tmp_path / "run")) < 2:
+    while not (folder / "metrics.jsonl").exists() or len(figures(folder)) < 2:
         assert launcher.poll() is None, launcher.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.2)
+
+
+def started(model: Path, tmp_path: Path) -> tuple[subprocess.Popen[str], int]:
+    """A run of two processes after its first step, and the number of the second one's process."""
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "glmtune", *training_words(model, tmp_path / "run", *LONG), "--nproc", "2"],
+        env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        encoding="utf-8",
+    )  # fmt: skip
+    wait_for_steps(launcher, tmp_path / "run")
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     second = next(
         int(child) for child in children if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes()
@@ -185,6 +190,40 @@ def test_a_process_that_is_asked_to_end_has_all_save(model: Path, tmp_path: Path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    torch.__version__ < torch.torch_version.TorchVersion("2.12"), reason="torchrun has a fixed time"
+)
+@pytest.mark.parametrize(("seconds", "is_saved"), [("1", False), ("270", True)])
+def test_torchrun_gives_a_save_the_time_that_the_files_for_clusters_set(
+    model: Path, tmp_path: Path, seconds: str, is_saved: bool
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "if os.environ.get('RANK') == '0':\n"
+        "    from glmtune.workflows import execute\n"
+        "    save = execute.save_checkpoint\n"
+        "    def save_slowly(run, *, is_best):\n"
+        "        time.sleep(10)\n"
+        "        return save(run, is_best=is_best)\n"
+        "    execute.save_checkpoint = save_slowly\n",
+        encoding="utf-8",
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "glmtune", *training_words(model, tmp_path / "run", *LONG)],
+        env={**environment(), "PYTHONPATH": paths, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": seconds},
+        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+    )  # fmt: skip
+    wait_for_steps(launcher, tmp_path / "run")
+    launcher.terminate()
+    _, errors = launcher.communicate(timeout=300)
+    assert launcher.returncode == 1, errors  # whatever its processes return
+    assert (tmp_path / "run" / "last").exists() == is_saved
+    assert ("steps so far are saved; go on with: glmtune train" in errors) == is_saved
+
+
+@pytest.mark.slow
 def test_processes_whose_launcher_was_killed_save_and_end(model: Path, tmp_path: Path) -> None:
     launcher, _ = started(model, tmp_path)
     ranks = psutil.Process(launcher.pid).children()
@@ -207,10 +246,8 @@ def test_of_the_same_command_started_twice_at_once_one_trains(
         words = ["train", str(tmp_path / "run")]
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "glmtune", *words, f"train.steps={STEPS}", f"train.eval_every={STEPS}",
-             *last],
-            env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            encoding="utf-8",
+            [sys.executable, "-m", "glmtune", *words, *LONG, *last], env=environment(), cwd=tmp_path,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
         )
         for _ in range(2)
     ]  # fmt: skip
@@ -249,3 +286,25 @@ def test_an_evaluation_by_two_processes_writes_the_file_of_one(model: Path, tmp_
         }  # fmt: skip
     assert files[1] == files[2]
     assert files[1].count(b"\n") == 6
+
+
+@pytest.mark.slow
+def test_processes_of_an_evaluation_wait_for_one_another_as_long_as_is_set(
+    model: Path, tmp_path: Path
+) -> None:
+    late = (
+        "import os, sys, time\n"
+        "from glmtune.cli import main\n"
+        "from glmtune.workflows import evaluating\n"
+        "answers = evaluating.predict\n"
+        "def predict(*given, **settings):\n"
+        "    time.sleep(60 * int(os.environ['RANK']))\n"
+        "    return answers(*given, **settings)\n"
+        "evaluating.predict = predict\n"
+        "main()\n"
+    )
+    words = ["evaluate", str(model), "--data", str(ADVERTS), "--output", str(tmp_path / "answers")]
+    settings = ["evaluate.max_new_tokens=1", "data.max_test_rows=2", "distributed.timeout_s=10"]
+    done = run_ranks(2, "-c", late, *words, *settings, encoding="utf-8")
+    assert done.returncode, done.stderr
+    assert "error: the processes have waited too long for one another" in done.stderr

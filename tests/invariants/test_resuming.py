@@ -1,8 +1,10 @@
 """What a run goes on from and with: the newest whole checkpoint, other settings, a disk that was full."""
 
+import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,10 @@ from glmtune.errors import CheckpointError, ConfigError, OutputError
 from glmtune.recipe import Recipe, load_recipe, to_yaml
 from glmtune.run_files import list_checkpoints, read_json_lines
 from glmtune.training.state import STATE_FILE
-from glmtune.workflows.events import Event, Note, Saved, drain
+from glmtune.training.stopping import Interrupted
+from glmtune.workflows import before_after, execute
+from glmtune.workflows.before_after import SampleQuestion
+from glmtune.workflows.events import Event, Note, Saved, Stepped, drain
 from glmtune.workflows.execute import training
 from glmtune.workflows.resuming import with_full_paths
 from killed import TIMES, hash_checkpoint
@@ -76,6 +81,10 @@ def forget_hashes(card: Path) -> None:
     """As an early version saved it, and cut off."""
     card.unlink()
     truncate(card.with_name(STATE_FILE))
+    environment = card.parents[2] / "env.json"
+    facts = json.loads(environment.read_text(encoding="utf-8"))
+    del facts["types"]
+    environment.write_text(json.dumps(facts), encoding="utf-8")
 
 
 class Bomb:
@@ -95,13 +104,14 @@ class Bomb:
         (STATE_FILE, Path.unlink, "state.pt: is missing"),
         ("adapter_model.safetensors", truncate, "adapter_model.safetensors: is not as it was saved"),
         ("glmtune.json", truncate, "glmtune.json"),
+        ("glmtune.json", Path.unlink, "glmtune.json: is missing"),
         (
             "glmtune.json",
             forget_hashes,
             "state.pt: truncated",
         ),
     ],
-    ids=["truncated", "deleted", "weights", "card", "no card"],
+    ids=["truncated", "deleted", "weights", "card", "card deleted", "no card"],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_gone_on_with(
     model: Path, trained: Path, run: Path, name: str, damage: Callable[[Path], object], reason: str
@@ -170,6 +180,71 @@ def test_other_evaluations_checkpoints_and_samples_change_no_step(
     assert hash_checkpoint(run / "last") == hash_checkpoint(trained / "last")
     assert load_recipe(run / "recipe.yaml").train.eval_every == 1
     resumed(load_recipe(run / "recipe.yaml", [f"output={run}"]))  # without naming them again
+
+
+def test_a_damaged_newest_that_is_the_best_leaves_the_one_before_with_its_own_best(
+    model: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints 2 and 3 are kept, 3 is the best one: going back to 2 needs 1, the best until then."""
+    losses, real = [9.0, 2.0, 3.0, 1.0, 3.0], execute._evaluation_loss
+    monkeypatch.setattr(
+        execute, "_evaluation_loss", lambda run, rows: real(run, rows) * 0 + losses[run.progress.step]
+    )
+    settings = recipe(model, run, "train.eval_every=1")
+    shutil.rmtree(run)
+    drain(training(settings))
+    expected = hash_checkpoint(run / "last"), hash_checkpoint(run / "best")
+    shutil.rmtree(run)
+    made = training(settings)
+    while not (run / "checkpoints" / "step-000003").exists():
+        next(made)
+    made.close()
+    truncate(run / "checkpoints" / "step-000003" / STATE_FILE)
+    assert any(text.startswith("resumed from step-000002") for text in resumed(settings))
+    assert (hash_checkpoint(run / "last"), hash_checkpoint(run / "best")) == expected
+
+
+def test_a_run_that_stopped_early_has_all_its_samples_after_a_kill(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(before_after, "QUESTIONS", (SampleQuestion(("你是谁？",)),))
+    words = ("train.lr=0", "train.eval_every=1", "train.patience=1", "train.steps=9",
+             "samples.prompts=[你好]", "samples.max_new_tokens=2")  # fmt: skip
+    settings = recipe(model, tmp_path / "whole", *words)
+    drain(training(settings))
+    for event in (made := training(recipe(model, tmp_path / "run", *words))):
+        if isinstance(event, Saved) and event.path.name == "step-000002":  # the last one: no better loss
+            break
+    made.close()
+    resumed(recipe(model, tmp_path / "run", *words))
+    told = [read_json_lines(tmp_path / name / "samples.jsonl") for name in ("run", "whole")]
+    first, second = ([(line["step"], line["prompt"], line["answer"]) for line in lines] for lines in told)
+    assert first == second
+    assert [step for step, prompt, _ in first if prompt == "你是谁？"] == [0, 2]
+
+
+def test_a_signal_in_the_last_step_ends_the_run_once_that_is_saved(
+    model: Path, trained: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted, match="all 4 of 4 steps so far are saved"):
+        for event in training(recipe(model, run)):
+            if isinstance(event, Stepped) and event.log.step == 4:
+                signal.raise_signal(signal.SIGTERM)
+    assert not (run / "eval.json").exists()
+    resumed(recipe(model, run))
+    assert (run / "eval.json").exists()
+    assert hash_checkpoint(run / "last") == hash_checkpoint(trained / "last")
+
+
+def test_a_checkpoint_that_is_deleted_under_a_run_ends_nothing(model: Path, run: Path) -> None:
+    shutil.rmtree(run)
+    steps = []
+    for event in training(recipe(model, run, "train.eval_every=1")):
+        if isinstance(event, Saved):
+            steps.append(event.path.name)
+            shutil.rmtree(event.path)  # to make room
+    assert steps == ["step-000001", "step-000002", "step-000003", "step-000004"]
 
 
 def test_a_longer_run_at_a_constant_rate_is_the_run_of_that_length(
@@ -260,3 +335,44 @@ def test_a_disk_that_takes_no_more_writing_is_said_and_changes_nothing(
     with pytest.raises(OutputError, match=r"cannot be written: Read-only file system"):
         resumed(recipe(model, run))
     assert hash_checkpoint(run / "last") == hash_checkpoint(trained / "last")
+
+
+DISAGREEING = """
+import os, sys
+from glmtune.cli import main
+from glmtune.workflows import checkpoints
+
+listed = checkpoints.list_checkpoints
+if os.environ["RANK"] == "1":  # as on a network disk that shows new files late
+    checkpoints.list_checkpoints = lambda run: listed(run)[:1]
+sys.argv = ["glmtune", "train", sys.argv[1], "train.steps=6", "--resume"]
+main()
+"""
+
+
+def test_processes_that_find_other_checkpoints_are_refused(model: Path, run: Path) -> None:
+    done = run_ranks(2, "-c", DISAGREEING, str(run), encoding="utf-8")
+    assert done.returncode == 2
+    assert "not the same newest whole checkpoint for all processes: " in done.stderr
+    assert all(f"process {rank} finds step-00000{step}" in done.stderr for rank, step in ((0, 4), (1, 2)))
+
+
+WAITING = """
+import time
+from glmtune.recipe.distributed import Ddp
+from glmtune.training import heartbeat
+from glmtune.training.processes import Processes
+
+processes = Processes(engine=Ddp(timeout_s=2))
+for _ in range(2):
+    if processes.is_main:
+        time.sleep(4)  # a save that takes longer than any exchange may
+    processes.wait_for_first()
+print(sum(processes.gather(1)))
+heartbeat.end()
+"""
+
+
+def test_a_first_process_that_writes_for_long_is_waited_for() -> None:
+    done = run_ranks(2, "-c", WAITING, encoding="utf-8")
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["2"]), done.stderr

@@ -129,3 +129,13 @@ def test_a_foreign_logger_is_quiet_only_inside() -> None:
         raise ValueError("x")
     assert adviser.level == logging.INFO
     adviser.setLevel(logging.NOTSET)
+
+
+def test_of_several_processes_the_first_alone_speaks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with lines_on_stderr():
+            tell(f"of process {rank}")
+    assert capsys.readouterr().err == "of process 0\n"

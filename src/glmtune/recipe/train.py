@@ -9,6 +9,7 @@ from glmtune.charset import AUTO
 from glmtune.recipe.base import MAX_RATE, SettingError, Settings
 
 DEFAULT_EPOCHS = 1
+_PASSWORD = re.compile(r"[^/]*://[^/@]*:[^/]*@")
 _URL = re.compile(r"[A-Za-z][\w+.:-]*://[^*?\[\]]+")
 """A URL: its protocol, or several that are chained, and no character that fsspec would take for a pattern."""
 
@@ -77,7 +78,7 @@ class Train(Settings):
     """Steps between checkpoints; empty: as `eval_every`. A better evaluation loss and the end of the run save
     one, too."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep; the best one is kept, too."""
+    """Number of newest checkpoints to keep; the best one is kept too, and the best that each of them knew."""
     copy_to: str | None = None
     """URL of a folder that has a copy of each kept checkpoint, with the run's files that `--resume` needs on
     another machine: `s3://BUCKET/FOLDER`, `gs://BUCKET/FOLDER`, `file:///FOLDER`, or another protocol of
@@ -114,7 +115,15 @@ class Train(Settings):
     @field_validator("copy_to")
     @classmethod
     def _has_protocol(cls, value: str | None) -> str | None:
-        if value is None or _URL.fullmatch(value):
+        if value is None:
+            return value
+        if _PASSWORD.match(value):
+            raise SettingError(
+                "has a password in it, which would stand in the run's files and their copies",
+                hint="fsspec reads it from the environment: FSSPEC_FTP_PASSWORD for ftp://, and so on; s3:// "
+                "and gs:// use the credentials of their own tools",
+            )
+        if _URL.fullmatch(value):
             return value
         raise SettingError(
             f"must be a URL without any of *?[], got {value!r}",

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +22,8 @@ BEAT_S = 2.0
 SILENT_BEATS = 20
 """Own beats without a new sign of life of another process, after which that one counts as stopped. Counted
 and not timed: a machine that sleeps for an hour stops all processes alike."""
+MEETING_POLL_S = 0.1
+"""Seconds between two looks for the first process."""
 _ENDED = "ended"
 
 
@@ -38,6 +41,7 @@ class Heartbeat:
         self.on_silence: Callable[[str], None] | None = None
         """Called in a thread, once, with a sentence about the process that is silent."""
         self._seen: dict[int, str] = {}
+        self._meetings = 0
         self._end = threading.Event()
         self._has_stopped = False
         self._store = _join_store(is_first=rank == 0)
@@ -50,6 +54,19 @@ class Heartbeat:
         self._has_stopped = True
         self._end.set()
         self._set(_ENDED)
+
+    def wait_for_first(self) -> None:
+        """Wait, without a limit, until the first process has come here; all processes must call it.
+
+        Raises RuntimeError if it is gone; one that is silent is left to `on_silence`.
+        """
+        self._meetings += 1
+        key = f"meeting/{self._meetings}"
+        if self._rank == 0:
+            self._store.set(key, "")
+        # not the store's own wait: it would keep the signs of life from going out
+        while not self._store.check([key]):
+            time.sleep(MEETING_POLL_S)
 
     def whereabouts(self) -> str:
         """Return where the processes are by their last sign of life: `process 0 is at step 3, ...`."""

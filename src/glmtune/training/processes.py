@@ -35,7 +35,8 @@ Value = TypeVar("Value")
 class Processes:
     """This process among those that `torchrun` started, or this process alone.
 
-    All processes must call the methods that exchange values: `total`, `is_any`, `gather`, `firsts`, `wait`.
+    All processes must call the methods that exchange values: `total`, `is_any`, `gather`, `firsts`, `wait`,
+    `wait_for_first`.
     """
 
     def __init__(
@@ -111,6 +112,11 @@ class Processes:
     def wait(self) -> None:
         """Wait until all processes have come here."""
         self._accelerator.wait_for_everyone()
+
+    def wait_for_first(self) -> None:
+        """Wait until the first process has come here, for as long as it lives: it may write for hours."""
+        if self._heartbeat:
+            self._heartbeat.wait_for_first()
 
     @property
     def sharing(self) -> "Processes | Alone":

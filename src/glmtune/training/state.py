@@ -29,7 +29,7 @@ def collect_state(optimizer: Optimizer, schedule: LRScheduler, processes: Proces
     random_state: dict[str, Any] = {
         "torch": torch.get_rng_state(),
         "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
-        "python": [version, list(internal), gauss_next],
+        "python": [version, torch.tensor(internal), gauss_next],
     }
     if processes.device.type == "cuda":
         random_state["cuda"] = torch.cuda.get_rng_state(processes.device)
@@ -101,7 +101,8 @@ def restore_state(
     kind, keys, *rest = random_state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     version, internal, gauss_next = random_state["python"]
-    random.setstate((version, tuple(internal), gauss_next))
+    # earlier versions saved a list
+    random.setstate((version, tuple(torch.as_tensor(internal).tolist()), gauss_next))
     if processes.device.type == "cuda":
         torch.cuda.set_rng_state(random_state["cuda"], processes.device)
     if processes.rank >= len(saved):

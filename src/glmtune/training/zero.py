@@ -306,6 +306,8 @@ def _config(settings: DeepSpeed, max_norm: float) -> dict[str, Any]:
         "zero_optimization": {
             "stage": settings.stage,
             "overlap_comm": False,
+            # else stage 2 sums each gradient in all processes, not only in the one that keeps it
+            "use_multi_rank_bucket_allreduce": False,
             # else small weights stay whole, those of a pass in torch's inference mode too
             "stage3_param_persistence_threshold": 0,
             **({"offload_optimizer": main_memory} if settings.offload_optimizer else {}),

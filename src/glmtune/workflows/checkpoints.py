@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
-from glmtune.adapters.card import Card
+from glmtune.adapters.card import CARD_FILE, Card
 from glmtune.adapters.origin import check_base, require_files
 from glmtune.adapters.proof import check_recorded, proof_line, recorded_difference
 from glmtune.adapters.store import read_card, require_saved, restore_trained, save_trained
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, OutputError
-from glmtune.files import copy_small_files
+from glmtune.files import copy_small_files, hash_file, read_json_if_there
 from glmtune.load import check_outline
 from glmtune.locations import resolve
 from glmtune.recipe import Recipe, TrainedPart, load_recipe
 from glmtune.run_files import (
+    ENVIRONMENT_FILE,
     RECIPE_FILE,
     cannot_write,
-    last_checkpoint,
     list_checkpoints,
     make_folder,
     replacing,
     set_aside,
     step_of,
-    sync,
+    train_on_hint,
 )
 from glmtune.training.state import (
     STATE_FILE,
@@ -77,21 +77,20 @@ def save_checkpoint(run: "Run", *, is_best: bool) -> Saved:
         with run.processes.whole():  # entered by all, before the main process writes
             if run.is_main:
                 with _saying_what_is_kept(run, state), replacing(path, is_durable=True) as partial:
-                    # a checkpoint never stands without the lines up to its step
-                    sync(run.writer.metrics_path)
+                    run.writer.sync_lines()  # a checkpoint never stands without the lines up to its step
                     partial.mkdir()
                     if is_whole:  # full: the checkpoint is a model folder
                         copy_small_files(plan.location.base, partial)
                     write_state(state, partial)
                     save_trained(run.model, partial, card)
-                    if not last_checkpoint(run.writer.folder):
+                    if not list_checkpoints(run.writer.folder):
                         # a run's first checkpoint must open again: better an error now than after days
                         check_outline(resolve(partial, base=None if is_whole else plan.location.base))
                 # link before pruning: `best` and `last` never point at a folder that is gone
                 run.writer.link_checkpoint(step, best_step=run.progress.best_step)
                 run.writer.prune(run.recipe.train.keep_checkpoints, best_step=run.progress.best_step)
     # a main process that fails above never comes here: its end breaks the wait of the others off
-    run.processes.wait()
+    run.processes.wait_for_first()
     assert card.probe is not None
     return Saved(path, is_best, recorded_difference(card.probe))
 
@@ -117,7 +116,7 @@ def copy_checkpoints(run: "Run", *, is_end: bool = False) -> Iterator[Note]:
         except GlmtuneError as err:
             again = "" if is_end else ", and the next checkpoint tries again"
             yield Note(f"{err}; nothing is lost: {folder} has it{again}", is_warning=True)
-    run.processes.wait()
+    run.processes.wait_for_first()
 
 
 @contextmanager
@@ -159,16 +158,22 @@ def newest_whole(folder: Path) -> WholeCheckpoint:
     Every byte is read. Raises `CheckpointError` if there is none, saying what is wrong with each.
     """
     damaged: list[tuple[Path, CheckpointError]] = []
+    # this key came to env.json after the cards had all hashes
+    has_hashes = "types" in (read_json_if_there(folder / ENVIRONMENT_FILE, is_ours=True) or {})
     # by steps and not by `last`, which may lead to a damaged one
     for path in reversed(list_checkpoints(folder)):
         try:
             card = read_card(path)
             if card:
                 require_files(path, card)
+            elif has_hashes:
+                raise CheckpointError(f"{path / CARD_FILE}: is missing", hint=train_on_hint(path))
             state = read_state(path, step=card.step if card else None)
             return WholeCheckpoint(path, card, state, tuple(damaged))
         except CheckpointError as err:
             damaged.append((path, err))
+    if not damaged:
+        raise CheckpointError(f"{folder}: no checkpoint there", hint="leave resume out to begin it")
     first = damaged[0][1]
     if len(damaged) == 1:
         raise first
@@ -217,7 +222,7 @@ def fetch_newer(recipe: Recipe) -> Iterator[Note]:
             except CheckpointError as err:
                 copies.disown(copy)  # else the same checkpoint, saved again, would pass for copied
                 yield Note(f"{copy} is not whole, and is skipped: {err}", is_warning=True)
-    processes.firsts(None)  # the others wait here
+    processes.wait_for_first()
 
 
 def restore_run(run: "Run") -> Iterator[Note]:
@@ -228,12 +233,19 @@ def restore_run(run: "Run") -> Iterator[Note]:
     """
     found = newest_whole(run.writer.folder)
     last, card, state = found.folder, found.card, found.state
+    _require_agreed(run, found)
     if card and card.fingerprint:
         check_base(last, card, run.plan.location.folder)
     if run.pruning is None:
+        is_shared = run.processes.shared_by > 1
+        if is_shared and not (card and (card.tensors_sha256 or card.weights_sha256)):
+            raise CheckpointError(
+                f"{last}: saved without hashes of its weights, which shared ones need",
+                hint="go on with distributed=ddp; the next checkpoint has them",
+            )
         # into files, as when it was saved: no process holds the whole of shared weights
         with run.processes.gathering_in(last.parent), run.processes.whole(is_changed=True):
-            if run.is_main or run.processes.shared_by == 1:
+            if run.is_main or not is_shared:
                 restore_trained(run.model, last)
     with as_state(last / STATE_FILE):
         restore_state(state, run.optimizer, run.schedule, run.processes)
@@ -270,6 +282,20 @@ def restore_run(run: "Run") -> Iterator[Note]:
     steps_left = f"resumed from {last.name}: {steps - made} of {steps} steps to go"
     changed = _changed_type(card, run.base) if card else "saved without hashes of its files"
     yield Note("; ".join(filter(None, [steps_left, changed, proof_line(check_recorded(card))])))
+
+
+def _require_agreed(run: "Run", found: WholeCheckpoint) -> None:
+    """Raise `CheckpointError` unless all processes have found the same checkpoint."""
+    card = found.folder / CARD_FILE
+    own = f"{found.folder.name} {hash_file(card)[:12] if found.card else ''}".strip()
+    seen = run.processes.gather(own)
+    if len(set(seen)) > 1:
+        told = ", ".join(f"process {rank} finds {name}" for rank, name in enumerate(seen))
+        raise CheckpointError(
+            f"{run.writer.folder}: not the same newest whole checkpoint for all processes: {told}",
+            hint="the folder must lie on a disk that all machines share, and each must read it whole; a "
+            "network disk may show a new file late: the same command again",
+        )
 
 
 def _damage_of(checkpoint: Path) -> str:

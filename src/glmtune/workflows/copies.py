@@ -39,6 +39,7 @@ from glmtune.run_files import (
     replacing,
     set_aside,
     step_of,
+    steps_to_keep,
 )
 
 MANIFEST = "manifest.json"
@@ -52,8 +53,10 @@ RUN_FILES = (
 
 _OLDER = "an older copy is gone on with; without one, train anew"
 _FOLDER = re.compile(r"step-(\d{6,})-(\d+)")
-_FILE = re.compile(rf"(?:{RUN})?[^/\\:\0]*[^/\\:.\0][^/\\:\0]*")
-"""Names of files in a copy: of no folder but its own, whoever wrote the manifest."""
+_FILE = re.compile(r"[^/\\:\0]*[^/\\:.\0][^/\\:\0]*")
+"""Names of a checkpoint's files: in no folder but its own, whoever wrote the manifest."""
+_TRIES = 2
+"""Times that a file is fetched before it counts as damaged: a line may break off in the middle of it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -139,7 +142,7 @@ class CopyFolder:
                 except (FileNotFoundError, ValueError):  # of broken JSON or UTF-8
                     continue
             names = content if isinstance(content, dict) and CARD_FILE in content else ()
-            if names and all(isinstance(content[name], str) and _FILE.fullmatch(name) for name in names):
+            if names and all(isinstance(content[name], str) and _is_known(name) for name in names):
                 read[copy] = content
         return read
 
@@ -187,10 +190,14 @@ class CopyFolder:
             # in the order they were written in: the run's files last, when all others have come whole
             for name, digest in digests.items():
                 target = run / name.removeprefix(RUN) if name.startswith(RUN) else checkpoint / name
-                with replacing(target) as partial:
-                    with self._explained(f"{copy}/{name} cannot be read"), suppress(FileNotFoundError):
-                        self._fs.get_file(f"{self._root}/{copy}/{name}", str(partial))
-                    if not partial.exists() or hash_file(partial) != digest:
+                with replacing(target, is_durable=True) as partial:
+                    for _ in range(_TRIES):
+                        with self._explained(f"{copy}/{name} cannot be read"), suppress(FileNotFoundError):
+                            self._fs.get_file(f"{self._root}/{copy}/{name}", str(partial))
+                        if is_right := partial.exists() and hash_file(partial) == digest:
+                            break
+                        self._fs.invalidate_cache()
+                    if not is_right:
                         problem = "is not as it was written" if partial.exists() else "is missing"
                         raise CheckpointError(
                             f"{self.url}/{copy}/{name}: {problem}, by the hash in {MANIFEST}",
@@ -221,6 +228,13 @@ class CopyFolder:
             self._fs.rm(path)
 
 
+def _is_known(name: str) -> bool:
+    """True for the name of a file that a copy may have: a checkpoint's own, or one of `RUN_FILES`."""
+    if name.startswith(RUN):
+        return name.removeprefix(RUN) in RUN_FILES
+    return _FILE.fullmatch(name) is not None
+
+
 def renew_copies(run: Path, url: str, *, keep: int, best_step: int | None) -> Iterator[Copy]:
     """Copy the checkpoints of a run that have no copy, then remove copies as the run removes checkpoints.
 
@@ -237,7 +251,8 @@ def renew_copies(run: Path, url: str, *, keep: int, best_step: int | None) -> It
             runs = {RUN + name: run / name for name in RUN_FILES if (run / name).is_file()}
             finished[copy := folder.write(step, own | runs)] = card
             yield copy
-    kept = {*sorted({copy.step for copy in finished if copy.step <= steps[-1]})[-keep:], best_step}
+    lasting = sorted({copy.step for copy in finished if copy.step <= steps[-1]})[-keep:]
+    kept = {best_step, *steps_to_keep(run, lasting)}
     newest = {copy.step: copy for copy in sorted(finished) if copy.step in kept}.values()
     for copy in folder.copies():
         if copy not in newest:

@@ -62,7 +62,7 @@ def evaluating(recipe: Recipe, *, against: Path | None = None) -> Generator[Even
     facts = _answer_facts(recipe, location, test_rows.paths, tokenizer.template, dtype) | {
         "max_new_tokens": max_new_tokens
     }
-    team = Processes(resolve_device(recipe.device))
+    team = Processes(resolve_device(recipe.device), engine=recipe.distributed)
     # the first process alone opens the folder; the others learn from it what is answered already
     whole = PredictionFile(folder, facts) if team.is_main else None
     asked, known = team.firsts((whole.settings, set(whole.done)) if whole else ({}, set()))

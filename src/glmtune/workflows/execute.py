@@ -108,7 +108,7 @@ def _training(
         )
         run.writer.write_lengths(plan.rows)
         if plan.replay and not resume:
-            write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay))
+            write_text(plan.folder / REPLAY_FILE, replay_text(plan.replay), is_durable=True)
     with run.writer.recorded(plan.num_steps) if run.is_main else nullcontext():
         return (yield from _carried_out(run, resume=resume))
 
@@ -177,6 +177,8 @@ def _steps(run: Run) -> Iterator[Event]:
         # asked of all processes: each must take the same branch, or the others wait for it forever
         is_stopping, is_interrupted = _is_out_of_patience(run), run.processes.is_any(run.stop.number > 0)
         if is_best or is_stopping or is_interrupted or is_last or log.step % save_every == 0:
+            if is_stopping and not is_last:  # before the save: a run that goes on from it asks no more
+                _ask(run, built_in_questions(run.recipe.samples))
             run.processes.enter(f"saving step {log.step}")
             yield Working("saving")
             if not is_evaluated:
@@ -185,16 +187,15 @@ def _steps(run: Run) -> Iterator[Event]:
             yield save_checkpoint(run, is_best=is_best)
             yield from copy_checkpoints(run)
             run.meter.end("saving")
-        if is_stopping and not is_last:
-            _ask(run, built_in_questions(run.recipe.samples))
-            yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
-            return
-        if is_interrupted and not is_last:
+        if is_interrupted:
             raise Interrupted(
                 f"interrupted; all {progress.step} of {num_steps} steps so far are saved; go on with: "
                 f"glmtune train {shlex.quote(str(run.writer.folder))} --resume",
                 number=run.stop.number or signal.SIGINT,
             )
+        if is_stopping and not is_last:
+            yield Note(f"stopped early: no better evaluation loss in {settings.patience} evaluations")
+            return
 
 
 def make_steps(run: Run, numbers: range) -> Iterator[StepLog]:

@@ -72,7 +72,9 @@ def compare_with_base(location: Location, recipe: Recipe) -> Generator[Event, No
     base = find_base(location, recipe.base, wanted_by="general")
     tokenizer = tokenizer_of(location, template=recipe.template)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
-    processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
+    processes = Processes(
+        resolve_device(recipe.device), precision=dtype.computing_name, engine=recipe.distributed
+    )
     train, task = yield from _rows_of_run(location, recipe, tokenizer)
     quant = recipe.quant or location.quant  # also of the base, that both compute alike
     device = processes.own_card or recipe.device

@@ -22,7 +22,6 @@ CADENCE = {
     "train.log_every", "train.eval_every", "train.save_every", "train.keep_checkpoints", "train.copy_to",
     "samples.prompts", "samples.built_in", "samples.max_new_tokens", "data.test", "data.max_test_rows",
     "evaluate.max_new_tokens", "evaluate.batch_size", "evaluate.compute", "evaluate.strength",
-    "distributed.timeout_s",
 }  # fmt: skip
 """Settings that change no step: they may be others from here on, and recipe.yaml then has the new ones."""
 LENGTH = {"train.steps", "train.epochs"}
@@ -72,6 +71,7 @@ def require_resumable(recipe: Recipe, folder: Path) -> dict[str, str]:
         each.method.depends_on_length or each.train.schedule != "constant" for each in recipes
     )
     free = CADENCE | LENGTH if may_be_longer else CADENCE
+    free |= {key for key in changed if key.startswith("distributed.")}  # an engine makes the same steps
     refused = [*files, *(key for key in changed if key not in free and key not in files)]
     if refused:
         # paths in full: `shown` cuts long values, and two lists of files may differ only behind the cut

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ from glmtune.run_files import (
     remove_partials,
     replacing,
     step_of,
+    steps_to_keep,
+    sync,
     write_json,
     write_text,
 )
@@ -77,7 +79,8 @@ class RunWriter:
         if find_families([name := self.folder.resolve().name]) is None:
             tell(f"warning: no font here can write {name}, the title of the run's pictures; {GET_A_FONT}")
         if is_new or is_changed:
-            write_text(self.folder / RECIPE_FILE, to_yaml(with_full_paths(recipe)))
+            text = to_yaml(with_full_paths(recipe))
+            write_text(self.folder / RECIPE_FILE, text, is_durable=True)
         if is_new:
             environment = {
                 "python": platform.python_version(),
@@ -87,7 +90,9 @@ class RunWriter:
                 **({"command": command} if (command := own_command()) else {}),
                 **facts,
             }
-            write_json(self.folder / ENVIRONMENT_FILE, environment)
+            write_json(self.folder / ENVIRONMENT_FILE, environment, is_durable=True)
+        with suppress(OSError):  # a parent that may not be read cannot be synced
+            sync(self.folder.parent, is_deep=False)
         self._trackers.begin(self.folder, recipe.model_dump(mode="json"))
 
     @contextmanager
@@ -116,6 +121,11 @@ class RunWriter:
     def close(self) -> None:
         """Let the programs of `report_to` finish."""
         self._trackers.close()
+
+    def sync_lines(self) -> None:
+        """Have the system write all lines so far to the disk. Raises OSError."""
+        for path in filter(Path.exists, (self.metrics_path, self._samples_path, self._ranks_path)):
+            sync(path)
 
     def add_samples(self, step: int, lines: Sequence[Mapping[str, Any]]) -> None:
         """Append the answers to the sample questions at a step to samples.jsonl."""
@@ -161,10 +171,10 @@ class RunWriter:
                 link(self.folder / name, self.checkpoint_path(target))
 
     def prune(self, keep: int, *, best_step: int | None) -> None:
-        """Delete all checkpoints but the newest `keep` and the best."""
-        for path in list_checkpoints(self.folder)[:-keep]:
-            if step_of(path) == best_step:
-                continue
+        """Delete all checkpoints but the newest `keep`, the best, and the best that each of those knew."""
+        found = list_checkpoints(self.folder)
+        kept = {best_step, *steps_to_keep(self.folder, [step_of(path) or 0 for path in found[-keep:]])}
+        for path in (path for path in found if step_of(path) not in kept):
             try:
                 remove_folder(path)
             except OutputError as err:  # no reason to end a training; `sweep` deletes the rest on resuming
@@ -187,7 +197,7 @@ class RunWriter:
             if not path.exists():
                 continue
             lines = [line for line in read_json_lines(path) if line["step"] <= step]
-            with replacing(path) as partial:
+            with replacing(path, is_durable=True) as partial:
                 partial.touch()
                 for line in lines:
                     append_json(partial, line)

@@ -53,7 +53,9 @@ def asking_tasks(
     location = resolve(recipe.model, base=recipe.base, revision=recipe.revision, has_base=strength != 1)
     tokenizer = tokenizer_of(location, template=recipe.template)
     dtype = choose_type(location, recipe.dtype, recipe.device, recipe.quant)
-    processes = Processes(resolve_device(recipe.device), precision=dtype.computing_name)
+    processes = Processes(
+        resolve_device(recipe.device), precision=dtype.computing_name, engine=recipe.distributed
+    )
     model = load_answering(recipe, location, dtype, device=processes.own_card)
     yield Working("answering tasks")
     with redirect_stdout(sys.stderr):  # where it prints what it does; ours is for figures

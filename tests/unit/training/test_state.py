@@ -1,5 +1,6 @@
 """What is no state of a run is refused by name."""
 
+import copy
 import random
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,26 @@ def test_a_whole_state_is_read_and_put_back(tmp_path: Path, parts: Parts) -> Non
     for key, moments in held["state"].items():
         for name, value in moments.items():
             assert torch.equal(value, put_back["state"][key][name]), (key, name)
+
+
+def test_a_state_of_a_thousand_processes_is_read(tmp_path: Path, parts: Parts) -> None:
+    state = collect_state(*parts)
+    # each has its own, as those that processes send one another
+    state["random"] = [copy.deepcopy(state["random"][0]) for _ in range(1000)]
+    write_state({**state, "standing": {"step": 1}}, tmp_path)
+    expected = random.random()
+    restore_state(read(tmp_path, 1), *parts)
+    assert random.random() == expected
+
+
+def test_random_numbers_that_an_earlier_version_saved_go_on(parts: Parts) -> None:
+    """It saved Python's as a list."""
+    state = collect_state(*parts)
+    version, internal, gauss = state["random"][0]["python"]
+    state["random"][0]["python"] = [version, internal.tolist(), gauss]
+    expected = random.random()
+    restore_state(state, *parts)
+    assert random.random() == expected
 
 
 def test_a_state_of_another_step_is_refused(tmp_path: Path, parts: Parts) -> None:

@@ -150,8 +150,10 @@ def test_a_copy_of_which_any_byte_is_another_is_refused_or_the_same(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["../out", "run/../../out", "/out", "run//out", "a/b", "..", "run/..", "a\\b", "c:out", "a\0"]
-)
+    "name",
+    ["../out", "run/../../out", "/out", "run//out", "a/b", "..", "run/..", "a\\b", "c:out", "a\0",
+     "run/checkpoints", "run/best", "run/process.json"],
+)  # fmt: skip
 def test_a_manifest_cannot_write_outside_the_run(tmp_path: Path, name: str) -> None:
     run, url = tmp_path / "run", "memory://copies"
     save(run, 1)
@@ -161,6 +163,24 @@ def test_a_manifest_cannot_write_outside_the_run(tmp_path: Path, name: str) -> N
     MemoryFileSystem().pipe_file(path, json.dumps({**manifest, name: manifest["state.pt"]}).encode())
     assert CopyFolder(url).manifests() == {Copy(1, 1): {}}
     assert newest(url, tmp_path / "other") is None
+
+
+def test_a_line_that_breaks_off_once_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run, url, real, asked = tmp_path / "run", "memory://copies", MemoryFileSystem.get_file, list[str]()
+    saved = contents(save(run, 1))
+    renew(run, url)
+
+    def get(self: MemoryFileSystem, path: str, target: str) -> None:
+        asked.append(path)
+        if len(asked) == 1:
+            Path(target).write_bytes(self.cat_file(path)[:1])
+        elif len(asked) == 3:
+            raise FileNotFoundError(path)
+        else:
+            real(self, path, target)
+
+    monkeypatch.setattr(MemoryFileSystem, "get_file", get)
+    assert newest(url, tmp_path / "other") == saved
 
 
 def test_a_checkpoint_that_is_damaged_here_is_set_aside_for_its_copy(tmp_path: Path) -> None:
@@ -225,6 +245,12 @@ def test_a_folder_that_takes_nothing_is_refused_before_the_run(tmp_path: Path) -
 def test_what_is_no_plain_url_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=r"train\.copy_to: must be a URL"):
         load_recipe({"model": "m"}, [f"train.copy_to={value}"])
+
+
+def test_a_password_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError, match=r"train\.copy_to: has a password in it") as caught:
+        load_recipe({"model": "m"}, ["train.copy_to=ftp://bob:s3cret@host/runs"])
+    assert "s3cret" not in f"{caught.value} {caught.value.hint}"
 
 
 @pytest.mark.parametrize("value", ["s3://bucket/run", "gs://b", "file:///a b", "simplecache::s3://bucket"])

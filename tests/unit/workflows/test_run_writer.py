@@ -30,6 +30,20 @@ def test_the_newest_checkpoints_are_those_of_the_highest_steps(record: RunWriter
     assert steps(record) == ["step-000005", "step-1000000", "step-999999"]
 
 
+def test_what_a_kept_checkpoint_goes_back_with_is_kept(record: RunWriter) -> None:
+    """Its best one: the newest may turn out to be damaged, and then it is the one gone back to."""
+    losses = [0.1, 3.0, 4.0, 4.0, 2.0, 2.0]  # step 0, untrained, is never the best
+    for step, loss in enumerate(losses):
+        append_json(record.metrics_path, {"step": step, "eval_loss": loss})
+    append_json(record.metrics_path, {"step": 2, "eval_loss": 1.0, "is_settled": False})
+    save(record, 1, 2, 3, 4)
+    record.prune(2, best_step=4)
+    assert steps(record) == ["step-000001", "step-000003", "step-000004"]
+    save(record, 5)
+    record.prune(2, best_step=4)
+    assert steps(record) == ["step-000004", "step-000005"]
+
+
 def test_the_picture_says_what_was_trained_also_after_a_resume(
     record: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
