@@ -35,6 +35,10 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 _last_resort = _StderrHandler()  # never attached: `logging` would count it as the user's configuration
 
 
+LAUNCHED = "GLMTUNE_LAUNCHED"
+"""Environment variable of the processes that `--nproc` starts: the number of the process that did."""
+
+
 def is_main_process() -> bool:
     """True in the process that prints: of those that `torchrun` starts, the one of rank 0."""
     return os.environ.get("RANK", "0") == "0"

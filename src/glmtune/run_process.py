@@ -1,28 +1,40 @@
 """The process that trains in a run's folder: recorded in process.json, and known to be alive or gone."""
 
+import hashlib
 import os
 import platform
 import shlex
 import sys
+import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
+from filelock import FileLock, Timeout
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, OutputError
 from glmtune.files import is_there, read_json
-from glmtune.run_files import PROCESS_FILE, write_json
+from glmtune.run_files import PROCESS_FILE, cannot_write, write_json
 
 Phase = Literal["starting", "standing", "training"]
 """`starting`: the process loads; `standing`: all that can be refused was not; `training`: a step is made."""
 RunStateName = Literal["starting", "running", "finished", "stopped", "failed", "killed", "unknown"]
 """`stopped`: ended as asked; `failed`: with an error; `killed`: gone without a word; `unknown`: its process
 is on another machine."""
+State = RunStateName | Literal["broken"]
+"""`broken`: its files cannot be read."""
 LIVE = ("starting", "running")
+LOCK_S = 1.0
+"""Seconds to wait for a folder that another process holds: who only looks at it holds it for a moment."""
+SIGN_S = 20.0
+"""Seconds between two signs of life of a run: the time of its process.json, which other machines see."""
+SILENT_S = 60.0
+"""Seconds without a sign of life after which a run on another machine counts as gone."""
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -124,20 +136,66 @@ def own_command() -> str:
     return shlex.join(["glmtune", *sys.argv[1:]]) if is_ours else ""
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Inside, no other process of this machine trains in a folder, which need not be there yet.
+
+    The system frees the folder when the process ends, however that comes. Raises `ConfigError` if another
+    process trains in it, also one on another machine, and `OutputError`.
+    """
+    # not in the folder, in which a run that is refused leaves nothing; each user has a lock of one's own
+    key = os.fsencode(f"{psutil.Process().username()} {folder.resolve()}")
+    path = Path(tempfile.gettempdir(), f"glmtune-{hashlib.sha256(key).hexdigest()[:32]}.lock")
+    lock = FileLock(path, timeout=LOCK_S, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        number = ""
+        with suppress(OSError):  # Windows lets nobody read a locked file
+            number = path.read_text(encoding="ascii")
+        raise _occupied(folder, f"process {number}" if number else "another process") from None
+    except OSError as err:
+        raise cannot_write(path, err) from err
+    try:
+        with suppress(OSError):
+            path.write_text(str(os.getpid()), encoding="ascii")
+        require_idle(folder)
+        yield
+    finally:
+        lock.release()
+
+
 def require_idle(folder: Path) -> None:
-    """Raise `ConfigError` if another process of this machine trains in a folder."""
+    """Raise `ConfigError` if by its process.json another process trains in a folder."""
     record = read_record(folder)
-    if record is None or record.state not in LIVE:
+    if record is None:
         return
+    if record.state == "unknown":
+        # both times are of the clock of the disk; opened, as a shared disk tells an old time for a while
+        try:
+            with (folder / PROCESS_FILE).open("rb") as file, tempfile.TemporaryFile(dir=folder) as now:
+                silent_s = os.fstat(now.fileno()).st_mtime - os.fstat(file.fileno()).st_mtime
+        except OSError as err:
+            raise cannot_write(folder, err) from err
+        if silent_s < SILENT_S:
+            raise ConfigError(
+                f"{folder}: process {record.pid} on {record.host} trains in this folder",
+                hint=f"if {record.host} is gone, the same command works in a minute; or name another folder: "
+                "output=...",
+            )
     # parents too: `start` records the launcher of --nproc, whose children train
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    if record.pid not in own:
-        name = shlex.quote(str(folder))
-        raise ConfigError(
-            f"{folder}: process {record.pid} trains in this folder",
-            hint=f"`glmtune status {name}` shows how far it is, `glmtune stop {name}` saves and ends it; "
-            "or name another folder: output=...",
-        )
+    if record.state in LIVE and record.pid not in own:
+        raise _occupied(folder, f"process {record.pid}")
+
+
+def _occupied(folder: Path, who: str) -> ConfigError:
+    name = shlex.quote(str(folder))
+    return ConfigError(
+        f"{folder}: {who} trains in this folder",
+        hint=f"`glmtune status {name}` shows how far it is, `glmtune stop {name}` saves and ends it; "
+        "or name another folder: output=...",
+    )
 
 
 class Recording:
@@ -150,6 +208,14 @@ class Recording:
         self._folder = folder
         self._record = replace(started, phase="standing", steps=steps)
         write_record(folder, self._record)
+        self._has_ended = threading.Event()
+        threading.Thread(target=self._give_signs, name=f"signs of {folder}", daemon=True).start()
+
+    def _give_signs(self) -> None:
+        """Renew the time of process.json until the end; a disk that is away for a while is no reason to."""
+        while not self._has_ended.wait(SIGN_S):
+            with suppress(OSError):
+                os.utime(self._folder / PROCESS_FILE)
 
     def step(self) -> None:
         """Record that a step is made; only the first changes the file."""
@@ -159,6 +225,7 @@ class Recording:
 
     def end(self, error: BaseException | None) -> None:
         """Record the end. Nothing is written where the folder is gone, or if the disk is full."""
+        self._has_ended.set()
         is_asked = isinstance(error, KeyboardInterrupt | GeneratorExit | SystemExit)
         how: RunStateName = "finished" if error is None else "stopped" if is_asked else "failed"
         hint = error.hint if isinstance(error, GlmtuneError) else ""

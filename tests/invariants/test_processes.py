@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -220,6 +221,52 @@ def test_torchrun_gives_a_save_the_time_that_the_files_for_clusters_set(
     assert launcher.returncode == 1, errors  # whatever its processes return
     assert (tmp_path / "run" / "last").exists() == is_saved
     assert ("steps so far are saved; go on with: glmtune train" in errors) == is_saved
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_was_killed_save_and_end(model: Path, tmp_path: Path) -> None:
+    launcher, _ = started(model, tmp_path)
+    ranks = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    _, errors = launcher.communicate(timeout=300)  # until the first process has closed it too
+    assert "steps so far are saved; go on with: glmtune train" in errors
+    assert not psutil.wait_procs(ranks, timeout=60)[1]
+    assert (tmp_path / "run" / "last").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [(), ("--resume",)], ids=["begun", "resumed"])
+def test_of_the_same_command_started_twice_at_once_one_trains(
+    model: Path, tmp_path: Path, last: tuple[str, ...]
+) -> None:
+    words = training_words(model, tmp_path / "run")
+    if last:
+        done = run("-m", "glmtune", *words, "train.schedule=constant", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        words = ["train", str(tmp_path / "run")]
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-m", "glmtune", *words, *LONG, *last], env=environment(), cwd=tmp_path,
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    until = time.monotonic() + 400
+    while all(each.poll() is None for each in both):
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    refused, other = sorted(both, key=lambda each: each.poll() is None)
+    file = tmp_path / "run" / "metrics.jsonl"
+    while not file.exists() or len(figures(tmp_path / "run")) < 6:
+        assert time.monotonic() < until
+        time.sleep(0.2)
+    other.terminate()
+    assert "steps so far are saved" in other.communicate(timeout=300)[1]
+    told = f"error: {tmp_path / 'run'}: process {other.pid} trains in this folder\nhint: "
+    assert told in refused.communicate()[1]
+    assert refused.returncode == 2
+    steps = [line[0] for line in figures(tmp_path / "run") if len(line) == 3]
+    assert steps == list(range(1, len(steps) + 1))
 
 
 def test_an_evaluation_by_two_processes_writes_the_file_of_one(model: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from glmtune.log import LAUNCHED
 from glmtune.paths import read_path
 from glmtune.quants import QUANTS
 
@@ -77,10 +78,6 @@ class ModelType(PathType):
 
 
 PATH, MODEL = PathType(), ModelType()
-
-
-LAUNCHED = "GLMTUNE_LAUNCHED"
-"""Environment variable of the processes that `--nproc` starts."""
 
 
 def program() -> str:

@@ -19,9 +19,8 @@ from typing import IO
 
 import click
 
-from glmtune.cli.console import LAUNCHED
 from glmtune.errors import ConfigError, TrainingError, first_line
-from glmtune.log import is_main_process
+from glmtune.log import LAUNCHED, is_main_process
 
 PEER_ENDED = 4
 """Exit code of a process that ended because another one did; never that of the command."""
@@ -85,7 +84,7 @@ def _start(said: Sequence[IO[bytes] | None]) -> list[subprocess.Popen[bytes]]:
     number = len(said)
     threads = str(max(1, (os.cpu_count() or 1) // number))  # else each starts as many as there are cores
     world = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "MASTER_PORT": port}
-    world |= {"MASTER_ADDR": "127.0.0.1", LAUNCHED: "yes"}
+    world |= {"MASTER_ADDR": "127.0.0.1", LAUNCHED: str(os.getpid())}
     # the user's own OMP_NUM_THREADS goes before ours, the world before an outer one
     shared = {"OMP_NUM_THREADS": threads, **os.environ, **world}
     return [

@@ -96,7 +96,8 @@ def _lines_of(state: "RunState") -> list[str]:
     from glmtune.training.progress import clock_time
 
     of = "" if state.steps is None else f" of {state.steps:,} ({state.share:.0%})"
-    figures = [f"{state.state}, step {state.step:,}{of}"]
+    step = "" if state.state == "broken" else f", step {state.step:,}{of}"
+    figures = [f"{state.state}{step}"]
     if state.loss is not None:
         figures.append(f"loss {state.loss:.4f}")
     if state.eval_loss is not None:

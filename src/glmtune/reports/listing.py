@@ -4,15 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError
 from glmtune.files import given_path, unreadable
 from glmtune.reports.recorded_run import Scores, describe_method, read_run, read_scores
 from glmtune.run_files import METRICS_FILE, RECIPE_FILE, REPORT_FILE, find_checkpoint
-from glmtune.run_process import LIVE, RunStateName, recorded_state
-
-State = RunStateName | Literal["broken"]
+from glmtune.run_process import LIVE, State, recorded_state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

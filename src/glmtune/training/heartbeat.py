@@ -5,6 +5,8 @@ for as long as a step may take. A thread of each process counts up a number that
 """
 
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from torch.distributed import TCPStore, broadcast_object_list  # type: ignore[attr-defined]
+
+from glmtune.log import LAUNCHED
 
 BEAT_S = 2.0
 """Seconds between two signs of life."""
@@ -86,9 +90,17 @@ class Heartbeat:
                     continue
 
     def _watch(self) -> None:
-        """Count own beats in which another process gave no sign of life."""
+        """Count own beats in which another process gave no sign of life; look for what has started this one.
+
+        If `--nproc` was ended by SIGKILL, nobody passes on a signal to end: then all save and end at once.
+        """
+        # on Windows a process may have another one between itself and what has started it
+        launcher = None if sys.platform == "win32" else os.environ.get(LAUNCHED)
         last, silent = dict[int, str](), dict.fromkeys(self._watched(), 0)
         while not self._end.wait(self._beat_s):
+            if launcher and os.getppid() != int(launcher):
+                launcher = None
+                os.kill(os.getpid(), signal.SIGTERM)
             for rank in silent:
                 now = self._seen.get(rank, "")
                 silent[rank] = silent[rank] + 1 if now == last.get(rank, "") and now != _ENDED else 0

@@ -69,7 +69,8 @@ class RunsTab:
 
     def _names(self) -> list[tuple[str, str]]:
         paths = [str(entry.path) for entry in runs_in(self._runs)]
-        live = [str(state.folder) for state in find_live(self._runs)] if self._runs.is_dir() else []
+        found = find_live(self._runs) if self._runs.is_dir() else []
+        live = [str(state.folder) for state in found if state.is_live]
         return [(str(Path(path).relative_to(self._runs)), path) for path in dict.fromkeys([*live, *paths])]
 
     def update_names(self) -> Any:

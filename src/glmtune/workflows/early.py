@@ -27,7 +27,7 @@ from glmtune.run_files import (
     require_new,
     step_of,
 )
-from glmtune.run_process import require_idle
+from glmtune.run_process import alone_in
 from glmtune.workflows.copies import CopyFolder
 from glmtune.workflows.resuming import require_run, resume_command
 from glmtune.workflows.rows import SplitRows, read_and_split
@@ -87,7 +87,8 @@ def check_training(recipe: Recipe, *, resume: bool = False, begins: bool = True)
     """
     model, folder = _require_model(recipe), run_folder(recipe)
     if (resume or begins) and is_main_process():
-        require_idle(folder)
+        with alone_in(folder):
+            pass  # `training` holds it; here another one is refused before rows are read
     if resume:
         require_run(folder, recipe.train.copy_to)
     # without `output`, an adapter's folder has its method in its name, which is not known yet
@@ -145,6 +146,16 @@ def _require_packages(quant: str | None) -> None:
 def run_folder(recipe: Recipe) -> Path:
     """Return the folder of a run: `output`, or `runs/<model>-<method>`."""
     return recipe.output or _default_folder(recipe, recipe.method.name)
+
+
+def settled_folder(recipe: Recipe) -> Path:
+    """Return the folder of a run; of one that goes on from an adapter, the method is in its name."""
+    model = given_path(recipe.model)
+    if recipe.output or (model / "config.json").exists() or not model.exists():
+        return run_folder(recipe)
+    from glmtune.workflows.parent import with_parent  # loads torch
+
+    return run_folder(with_parent(recipe))
 
 
 def _default_folder(recipe: Recipe, name: str) -> Path:

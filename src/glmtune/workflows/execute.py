@@ -14,6 +14,7 @@ from typing import Any
 from glmtune.data.batches import Batch, collate
 from glmtune.errors import TrainingError
 from glmtune.evaluation.forgetting import Forgetting
+from glmtune.log import is_main_process
 from glmtune.recipe import Recipe
 from glmtune.reports.before_after import pair_answers
 from glmtune.run_files import (
@@ -25,6 +26,7 @@ from glmtune.run_files import (
     write_json,
     write_text,
 )
+from glmtune.run_process import alone_in
 from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.training.loop import StepLog, fit, mean_loss
@@ -34,6 +36,7 @@ from glmtune.training.stopping import Interrupted
 from glmtune.workflows.assemble import Run, assemble, validation_parts
 from glmtune.workflows.before_after import SampleQuestion, ask_questions, built_in_questions, sample_questions
 from glmtune.workflows.checkpoints import copy_checkpoints, fetch_newer, restore_run, save_checkpoint
+from glmtune.workflows.early import settled_folder
 from glmtune.workflows.events import BeforeAndAfter, Evaluated, Event, Note, RunResult, Stepped, Working
 from glmtune.workflows.memory_record import go_on_measuring, record_memory
 from glmtune.workflows.outcome import worse_warning
@@ -58,6 +61,13 @@ def training(
     With `resume`, continue from the run folder's last checkpoint. With `force`, memory that does not suffice
     is a warning. `rows`: the rows, if `check_training` has read them already.
     """
+    with alone_in(settled_folder(recipe)) if is_main_process() else nullcontext():
+        return (yield from _training(recipe, resume=resume, force=force, rows=rows))
+
+
+def _training(
+    recipe: Recipe, *, resume: bool, force: bool, rows: SplitRows | None
+) -> Generator[Event, None, RunResult]:
     if resume:
         yield from fetch_newer(recipe)
     plan = yield from planning(recipe, resume=resume, rows=rows)  # settings and rows; no weights yet

@@ -22,9 +22,8 @@ from typing import Any
 
 import psutil
 
-from glmtune.errors import CheckpointError, ConfigError, TrainingError
+from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, TrainingError
 from glmtune.files import given_path, is_there, unreadable
-from glmtune.recipe import Recipe
 from glmtune.run_files import (
     LOG_FILE,
     METRICS_FILE,
@@ -40,12 +39,13 @@ from glmtune.run_process import (
     Phase,
     ProcessRecord,
     RunStateName,
+    State,
+    alone_in,
     read_record,
     record_process,
-    require_idle,
     write_record,
 )
-from glmtune.workflows.early import require_startable, run_folder, training_recipe
+from glmtune.workflows.early import require_startable, settled_folder, training_recipe
 from glmtune.workflows.resuming import require_run, resume_command
 
 POLL_S = 0.1
@@ -75,7 +75,7 @@ class RunState:
     """The state of a run at a moment."""
 
     folder: Path
-    state: RunStateName
+    state: State
     pid: int | None = None
     """Its process, also one that has ended; None for a run of a version that recorded none."""
     host: str = ""
@@ -126,21 +126,23 @@ def start(
     recipe = (
         training_recipe(words[0], words[1:]) if words and "=" not in words[0] else training_recipe({}, words)
     )
-    folder, is_resumed = _folder_of(recipe), "--resume" in options
-    require_idle(folder)
-    require_run(folder, recipe.train.copy_to) if is_resumed else require_startable(recipe, folder)
-    make_folder(folder)
-    log = folder / LOG_FILE
-    begin = log.stat().st_size if is_resumed and log.exists() else 0
-    child = _spawn(["train", *words, *options], log, is_new=not is_resumed)
-    command = shlex.join(["glmtune", "train", *words, *options])
+    folder, is_resumed = settled_folder(recipe), "--resume" in options
+    log, command = folder / LOG_FILE, shlex.join(["glmtune", "train", *words, *options])
+    child = None
     try:
-        _record_start(folder, child, command)
+        # until the record is there, which keeps others out as long as the child loads
+        with alone_in(folder):
+            require_run(folder, recipe.train.copy_to) if is_resumed else require_startable(recipe, folder)
+            make_folder(folder)
+            begin = log.stat().st_size if is_resumed and log.exists() else 0
+            child = _spawn(["train", *words, *options], log, is_new=not is_resumed)
+            _record_start(folder, child, command)
         code = _wait_for(child, folder, until, _lines(log, begin), show)
     except BaseException:  # Ctrl-C: who started it does not want it
-        child.terminate()
-        child.wait()
-        _clear(folder)
+        if child:
+            child.terminate()
+            child.wait()
+            _clear(folder)
         raise
     if code:
         error = _failure(folder, log, begin, code)
@@ -149,16 +151,6 @@ def start(
     # reaped as soon as it ends, however long this program lives
     threading.Thread(target=child.wait, daemon=True).start()
     return Started(folder, child.pid, log)
-
-
-def _folder_of(recipe: Recipe) -> Path:
-    """Return the folder of a recipe's run; of one that goes on from an adapter, its method is in the name."""
-    model = given_path(recipe.model)
-    if recipe.output or (model / "config.json").exists() or not model.exists():
-        return run_folder(recipe)
-    from glmtune.workflows.parent import with_parent  # loads torch
-
-    return run_folder(with_parent(recipe))
 
 
 def _spawn(words: Sequence[str], log: Path, *, is_new: bool) -> "subprocess.Popen[bytes]":
@@ -310,9 +302,18 @@ def _last_lines(path: Path) -> list[Mapping[str, Any]]:
 
 
 def find_live(folder: str | Path = "runs") -> list[RunState]:
-    """Return the states of the runs in a folder and below it whose processes run, the newest first."""
-    found = [state_of(path.parent) for path in given_path(folder).rglob(PROCESS_FILE)]
-    return sorted((each for each in found if each.is_live), key=lambda each: each.began, reverse=True)
+    """Return the states of the runs in a folder and below it whose processes run, the newest first.
+
+    Behind them those of the runs whose files cannot be read: what became of them is not known.
+    """
+    found = []
+    for path in sorted(given_path(folder).rglob(PROCESS_FILE)):
+        try:
+            found.append(state_of(path.parent))
+        except GlmtuneError as err:
+            found.append(RunState(folder=path.parent, state="broken", message=str(err), hint=err.hint))
+    shown = (each for each in found if each.is_live or each.state == "broken")
+    return sorted(shown, key=lambda each: each.began, reverse=True)
 
 
 def log_of(folder: str | Path) -> Path:

@@ -6,6 +6,7 @@ import platform
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,11 +17,15 @@ import pytest
 
 from commands import glmtune
 from glmtune.errors import CheckpointError, ConfigError, TrainingError
+from glmtune.recipe import load_recipe
 from glmtune.reports.listing import summarise_runs
 from glmtune.run_files import LOG_FILE, PROCESS_FILE, append_json, write_json
 from glmtune.run_process import (
+    SIGN_S,
+    SILENT_S,
     ProcessRecord,
     Recording,
+    alone_in,
     birth_mark,
     read_record,
     record_process,
@@ -28,7 +33,11 @@ from glmtune.run_process import (
     write_record,
 )
 from glmtune.training.stopping import Interrupted, terminable
-from glmtune.workflows.runner import follow_log, log_of, start, state_of, stop, wait_for_end
+from glmtune.web.words import Words
+from glmtune.workflows import train
+from glmtune.workflows.events import drain
+from glmtune.workflows.execute import training
+from glmtune.workflows.runner import find_live, follow_log, log_of, start, state_of, stop, wait_for_end
 from models import tiny_folder
 
 ADVERTS = Path(__file__).parents[3] / "examples" / "adverts.jsonl"
@@ -138,6 +147,80 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path: Path, record: Proces
     require_idle(tmp_path)
 
 
+def test_a_folder_is_held_from_before_loading_until_its_process_is_gone(tmp_path: Path) -> None:
+    """It is not there yet, and who is refused does not make it; a kill leaves nothing that holds it."""
+    folder = tmp_path / "run"
+    holder = subprocess.Popen(
+        [
+            sys.executable, "-c",
+            "import sys, time; from pathlib import Path; from glmtune.run_process import alone_in\n"
+            "with alone_in(Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
+            folder,
+        ],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        words = [f"model={tiny_folder(tmp_path / 'model')}", *SMALL, "train.steps=1", "device=cpu"]
+        told = f"process {holder.pid} trains in this folder"
+        with pytest.raises(ConfigError, match=told):
+            start([*words, f"output={folder}"])
+        with pytest.raises(ConfigError, match=told):
+            train(load_recipe({}, [*words, f"output={tmp_path}/model/../run"]), quiet=True)
+        with pytest.raises(ConfigError, match=told):  # its rows were read before the other one began
+            drain(training(load_recipe({}, [*words, f"output={folder}"])))
+        assert not folder.exists()
+        with alone_in(tmp_path / "another"):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    for _ in range(2):  # one after the other, the second on an occupied folder
+        with alone_in(folder):
+            pass
+
+
+def test_threads_of_one_process_do_not_train_in_one_folder_either(tmp_path: Path) -> None:
+    told = f"process {os.getpid()} trains"
+    with alone_in(tmp_path), pytest.raises(ConfigError, match=told), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_run_on_another_machine_is_left_alone_as_long_as_it_gives_signs(
+    tmp_path: Path, record: ProcessRecord
+) -> None:
+    write_record(tmp_path, replace(record, host="node7"))
+    file = tmp_path / PROCESS_FILE
+    with pytest.raises(ConfigError, match=f"process {record.pid} on node7 trains in this folder") as caught:
+        require_idle(tmp_path)
+    assert "if node7 is gone, the same command works in a minute" in caught.value.hint
+    now = file.stat().st_mtime
+    os.utime(file, (now, now - SILENT_S + SIGN_S))
+    with pytest.raises(ConfigError, match="on node7 trains"), alone_in(tmp_path):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {PROCESS_FILE, "metrics.jsonl"}
+    os.utime(file, (now, now - SILENT_S - 1))
+    require_idle(tmp_path)
+    write_record(tmp_path, replace(record, host="node7", end="stopped"))
+    require_idle(tmp_path)
+
+
+def test_a_run_gives_signs_until_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("glmtune.run_process.SIGN_S", 0.01)
+    recording, file = Recording(tmp_path, steps=3), tmp_path / PROCESS_FILE
+    for _ in range(2):
+        os.utime(file, (0, 0))
+        while file.stat().st_mtime < SILENT_S:
+            time.sleep(0.01)
+    (signs,) = [thread for thread in threading.enumerate() if thread.name == f"signs of {tmp_path}"]
+    recording.end(None)
+    signs.join(60)
+    assert not signs.is_alive()
+
+
 def test_the_process_itself_and_who_started_it_may_train(tmp_path: Path) -> None:
     for pid in (os.getpid(), os.getppid()):
         write_record(tmp_path, record_process(pid, command="glmtune train"))
@@ -170,6 +253,35 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / PROCESS_FILE, {"pid": "many"})
     with pytest.raises(CheckpointError, match="'pid' must be a whole number"):
         state_of(tmp_path)
+
+
+@pytest.mark.parametrize("damaged", [PROCESS_FILE, "metrics.jsonl"])
+def test_a_damaged_run_hides_no_other(tmp_path: Path, record: ProcessRecord, damaged: str) -> None:
+    runs = tmp_path / "runs"
+    for name in ("damaged", "whole"):
+        (runs / name).mkdir(parents=True)
+        write_record(runs / name, record)
+        append_json(runs / name / "metrics.jsonl", {"step": 1, "loss": 7.0, "step_s": 2.0})
+    with (runs / "damaged" / damaged).open("r+b") as file:
+        file.write(b"\0" * 40 + b"\n")
+    whole, broken = find_live(runs)
+    assert (whole.folder.name, whole.state) == ("whole", "running")
+    assert (broken.folder.name, broken.state) == ("damaged", "broken")
+    assert damaged in broken.message
+    done = glmtune("status", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "runs/whole: running, step 1 of 10" in done.stdout
+    assert f"runs/damaged: broken\n  runs/damaged/{damaged}" in done.stdout
+    told = json.loads(glmtune("status", "--json", cwd=tmp_path).stdout)
+    assert [state["state"] for state in told] == ["running", "broken"]
+    alone = glmtune("status", "runs/damaged", cwd=tmp_path)
+    assert alone.returncode == 2
+    assert alone.stderr.startswith(f"error: runs/damaged/{damaged}")
+    pytest.importorskip("gradio")
+    from glmtune.web.runs_tab import RunsTab
+
+    tab = RunsTab(Words("en"), runs=runs, is_public=False)
+    assert tab.choose_first([])["value"] == [str(runs / "whole")]
 
 
 def test_a_log_is_followed_until_the_run_has_ended(
