@@ -251,6 +251,8 @@ def renew_copies(run: Path, url: str, *, keep: int, best_step: int | None) -> It
             runs = {RUN + name: run / name for name in RUN_FILES if (run / name).is_file()}
             finished[copy := folder.write(step, own | runs)] = card
             yield copy
+    if not steps:  # somebody has removed them here; there they stay
+        return
     lasting = sorted({copy.step for copy in finished if copy.step <= steps[-1]})[-keep:]
     kept = {best_step, *steps_to_keep(run, lasting)}
     newest = {copy.step: copy for copy in sorted(finished) if copy.step in kept}.values()

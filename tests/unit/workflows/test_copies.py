@@ -217,6 +217,15 @@ def test_kept_are_the_newest_and_the_best_as_in_the_run(tmp_path: Path) -> None:
     assert [copy.step for copy in CopyFolder(url).copies()] == [2, 3]
 
 
+def test_without_checkpoints_here_those_there_stay(tmp_path: Path) -> None:
+    run, url = tmp_path / "run", "memory://copies"
+    save(run, 1)
+    renew(run, url)
+    shutil.rmtree(run / "checkpoints")
+    assert renew(run, url) == []
+    assert [copy.step for copy in CopyFolder(url).copies()] == [1]
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"class": "no_such_package.core.Store", "err": "Install no_such_package"}
     monkeypatch.setitem(known_implementations, "nosuch", known)
