@@ -53,8 +53,9 @@ RUN_FILES = (
 
 _OLDER = "an older copy is gone on with; without one, train anew"
 _FOLDER = re.compile(r"step-(\d{6,})-(\d+)")
-_FILE = re.compile(r"[^/\\:\0]*[^/\\:.\0][^/\\:\0]*")
-"""Names of a checkpoint's files: in no folder but its own, whoever wrote the manifest."""
+_FILE = re.compile(rf"{RUN}(?:{'|'.join(map(re.escape, RUN_FILES))})|[^/\\:\0]*[^/\\:.\0][^/\\:\0]*")
+"""Names of files in a copy: the run's that are known, and a checkpoint's in no folder but its own, whoever
+wrote the manifest."""
 _TRIES = 2
 """Times that a file is fetched before it counts as damaged: a line may break off in the middle of it."""
 
@@ -142,7 +143,7 @@ class CopyFolder:
                 except (FileNotFoundError, ValueError):  # of broken JSON or UTF-8
                     continue
             names = content if isinstance(content, dict) and CARD_FILE in content else ()
-            if names and all(isinstance(content[name], str) and _is_known(name) for name in names):
+            if names and all(isinstance(content[name], str) and _FILE.fullmatch(name) for name in names):
                 read[copy] = content
         return read
 
@@ -226,13 +227,6 @@ class CopyFolder:
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(path, b"glmtune")
             self._fs.rm(path)
-
-
-def _is_known(name: str) -> bool:
-    """True for the name of a file that a copy may have: a checkpoint's own, or one of `RUN_FILES`."""
-    if name.startswith(RUN):
-        return name.removeprefix(RUN) in RUN_FILES
-    return _FILE.fullmatch(name) is not None
 
 
 def renew_copies(run: Path, url: str, *, keep: int, best_step: int | None) -> Iterator[Copy]:
