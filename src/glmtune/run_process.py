@@ -229,7 +229,8 @@ class Recording:
         is_asked = isinstance(error, KeyboardInterrupt | GeneratorExit | SystemExit)
         how: RunStateName = "finished" if error is None else "stopped" if is_asked else "failed"
         hint = error.hint if isinstance(error, GlmtuneError) else ""
-        text = "" if error is None else str(error) or type(error).__name__ * (not is_asked)
+        said = getattr(error, "reason", str(error))  # of `Interrupted`
+        text = "" if error is None else said or type(error).__name__ * (not is_asked)
         record = replace(self._record, end=how, message=text, hint=hint)
         with suppress(OutputError):
             if is_there(self._folder / PROCESS_FILE):

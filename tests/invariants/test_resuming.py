@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from closeness import assert_close
+from commands import glmtune
 from forks import run_ranks
 from glmtune.adapters.store import read_card
 from glmtune.errors import CheckpointError, ConfigError, OutputError
@@ -24,7 +25,7 @@ from glmtune.workflows import before_after, execute
 from glmtune.workflows.before_after import SampleQuestion
 from glmtune.workflows.events import Event, Note, Saved, Stepped, drain
 from glmtune.workflows.execute import training
-from glmtune.workflows.resuming import with_full_paths
+from glmtune.workflows.resuming import resume_words, with_full_paths
 from killed import TIMES, hash_checkpoint
 from models import tiny_folder
 
@@ -245,6 +246,44 @@ def test_a_checkpoint_that_is_deleted_under_a_run_ends_nothing(model: Path, run:
             steps.append(event.path.name)
             shutil.rmtree(event.path)  # to make room
     assert steps == ["step-000001", "step-000002", "step-000003", "step-000004"]
+
+
+def test_a_dry_run_says_where_it_would_go_on(model: Path, run: Path, tmp_path: Path) -> None:
+    words = (run, "train.steps=6", "--resume", "--dry-run")
+    done = glmtune("train", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "goes on from step-000004: 2 of 6 steps to go" in done.stdout
+    for path in list_checkpoints(run):
+        (path / STATE_FILE).unlink()
+    done = glmtune("train", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "none of its 2 checkpoints is whole" in done.stderr
+    shutil.rmtree(run / "checkpoints")
+    done = glmtune("train", *words, f"train.copy_to=file://{tmp_path}/copies", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "a dry run fetches none from file://" in done.stderr
+
+
+def test_a_run_that_was_moved_goes_on_where_it_is_now(model: Path, run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(run)
+    with pytest.raises(Interrupted, match=f"all 2 of 4 steps so far are saved; go on with: .*{run}"):
+        for event in training(recipe(model, run)):
+            if isinstance(event, Stepped) and event.log.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+    run.rename(moved := tmp_path / "moved")
+    told = glmtune("status", moved, cwd=tmp_path).stdout
+    assert "all 2 of 4 steps so far are saved" in told
+    assert f"train {moved} --resume" in told
+    assert str(run) not in told
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [("", " --resume"), ("glmtune train m --nproc 2", " --resume --nproc 2"), ("x --nproc=8", " --nproc 8")],
+)
+def test_a_run_is_gone_on_with_by_as_many_processes(command: str, end: str) -> None:
+    assert resume_words(Path("runs/a b"), command).startswith("glmtune train 'runs/a b' --resume")
+    assert resume_words(Path("runs/a b"), command).endswith(end)
 
 
 def test_a_longer_run_at_a_constant_rate_is_the_run_of_that_length(

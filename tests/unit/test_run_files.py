@@ -57,6 +57,20 @@ def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
     assert [p.name for p in path.iterdir()] == ["whole"]
 
 
+def test_others_may_read_weights_as_far_as_the_umask_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with replacing(tmp_path / "step-000001") as partial:
+            partial.mkdir()
+            (partial / "other.json").touch()
+            (weights := partial / "model.safetensors").touch()
+            weights.chmod(0o600)  # as safetensors makes them
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-000001").iterdir()}
+    assert modes == {"other.json": 0o640, "model.safetensors": 0o640}
+
+
 def test_a_half_written_last_line_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     append_json(path, {"step": 1})

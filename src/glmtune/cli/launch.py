@@ -69,9 +69,8 @@ def run_in_processes(number: int) -> None:
     if code < 0:
         names = {each.value: each.name for each in signal.Signals}  # a realtime signal has none
         click.echo(f"error: process {rank} was ended by {names.get(-code, f'signal {-code}')}", err=True)
-        click.echo(
-            "hint: the system's log names a process that it ended for its memory, as SIGKILL", err=True
-        )
+        of_memory = "the system's log names a process that it ended for its memory"
+        click.echo(f"hint: {of_memory if -code == signal.SIGKILL else 'another program ended it'}", err=True)
     sys.exit(128 - code if code < 0 else 2 if code == PEER_ENDED else code)
 
 

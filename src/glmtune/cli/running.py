@@ -1,6 +1,5 @@
 """`glmtune status`, `glmtune logs`, `glmtune stop`: runs that train in the background."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,7 +92,9 @@ def stop(run: Path, now: bool) -> None:
 def _lines_of(state: "RunState") -> list[str]:
     """Return a state in words: what and how far; which process; its last line, or how to go on."""
     from glmtune.run_files import list_checkpoints
+    from glmtune.run_process import read_record
     from glmtune.training.progress import clock_time
+    from glmtune.workflows.resuming import resume_words
 
     of = "" if state.steps is None else f" of {state.steps:,} ({state.share:.0%})"
     step = "" if state.state == "broken" else f", step {state.step:,}{of}"
@@ -114,7 +115,9 @@ def _lines_of(state: "RunState") -> list[str]:
     lines += [f"  {text}" for text in (state.message, state.hint) if text]
     if state.state in ("stopped", "failed", "killed") and "--resume" not in state.message:
         if list_checkpoints(state.folder):
-            lines.append(f"  go on with: {program()} train {shlex.quote(str(state.folder))} --resume")
+            record = read_record(state.folder)
+            words = resume_words(state.folder, record.command if record else "")
+            lines.append(f"  go on with: {words.replace('glmtune', program(), 1)}")
         else:
             lines.append("  it has saved no checkpoint: train anew")
     return lines

@@ -113,11 +113,30 @@ def _recipe_of(words: tuple[str, ...], *, resume: bool) -> "Recipe":
 
 
 def _show_outlook(recipe: "Recipe", *, resume: bool, force: bool) -> None:
-    """Print what the run takes; raise what training would refuse it with."""
+    """Print what the run takes, or what is left of it; raise what training would refuse it with."""
+    from glmtune.errors import ConfigError
+    from glmtune.run_files import list_checkpoints
+    from glmtune.workflows.early import run_folder
+
+    folder = run_folder(recipe)
+    if resume and recipe.train.copy_to and not list_checkpoints(folder):
+        raise ConfigError(
+            f"{folder}: no checkpoint here, and a dry run fetches none from {recipe.train.copy_to}",
+            hint="leave dry-run out: the newest whole one is fetched, then gone on with",
+        )
     outlook = look_ahead(recipe, resume=resume, begins=True)
     if is_main_process():
         for line in ("", *page_lines(outlook)):
             click.echo(line)
+    if resume:
+        from glmtune.workflows.checkpoints import newest_whole
+
+        found = newest_whole(folder)  # every byte is read, as in earnest
+        if is_main_process():
+            for path, problem in found.damaged:
+                click.echo(f"warning: {path.name} is not whole: {problem}", err=True)
+            left = outlook.steps - found.state["standing"]["step"]
+            click.echo(f"goes on from {found.folder.name}: {left:,} of {outlook.steps:,} steps to go")
     leave_group()
     from glmtune.workflows.room import find_refusal
 

@@ -19,7 +19,7 @@ def carry_training(draft: RecipeDraft, *, is_full: bool) -> None:
     _carry_intervals(draft)
     stage = _carry_deepspeed(draft) if "deepspeed" in draft.flags else None
     if is_full:
-        draft.warn("method", _FULL_MEMORY if stage is None else _memory_of(stage, draft.processes))
+        draft.warn("method", _FULL_MEMORY if stage is None else _memory_of(stage, draft))
 
 
 def _carry_deepspeed(draft: RecipeDraft) -> int | None:
@@ -59,15 +59,22 @@ def _carry_deepspeed(draft: RecipeDraft) -> int | None:
     return None
 
 
-def _memory_of(stage: int, processes: int) -> str:
+def _memory_of(stage: int, draft: RecipeDraft) -> str:
     """Return the memory of a card that trains every weight, with the sharing of a stage of ZeRO."""
+    processes = draft.processes
+    # means and copy of the weights, then the weights
+    moved = sum(
+        part * bool(draft.settings.get(f"distributed.{setting}"))
+        for setting, part in (("offload_optimizer", 12), ("offload_weights", 4))
+    )
+    main = f", of which {moved / processes:.3g} bytes lie in main memory" if moved else ""
     # gradients, two means and DeepSpeed's own copy of the weights, all fp32, over the processes
     needed = {2: 4 + 16 / processes, 3: 20 / processes}
     less = f"ZeRO-3 needs {needed[3]:.3g} bytes, " if stage == 2 else ""
     return (
         f"each card needs {needed[stage]:.3g} bytes a parameter of the 20 (weights, gradients, AdamW's means "
         f"and DeepSpeed's copy of the weights in fp32): {6.2 * needed[stage]:.0f} GB for the 6.2 billion of "
-        f"ChatGLM-6B, and activations; {less}method=lora 2"
+        f"ChatGLM-6B, and activations{main}; {less}method=lora 2"
     )
 
 

@@ -120,7 +120,8 @@ def write_pickle(value: object, path: Path) -> None:
         with path.open("wb") as file:
             torch.save(value, file)
     except RuntimeError as err:  # torch turns a full or failing disk into this
-        raise OSError(first_line(err)) from err
+        # of two errors the second: that the end of the file is not where it should be
+        raise err.__context__ if isinstance(err.__context__, OSError) else OSError(first_line(err)) from err
 
 
 def require_zip(path: Path) -> None:

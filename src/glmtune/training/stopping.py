@@ -14,10 +14,12 @@ TWICE_S = 1.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a run has ended as requested. The message says what is saved and how to resume."""
+    """Raised when a run has ended as requested. The message says what is saved, and how to go on."""
 
-    def __init__(self, message: str, *, number: int = signal.SIGINT) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, go_on: str = "", number: int = signal.SIGINT) -> None:
+        super().__init__(f"{message}; go on with: {go_on}" if go_on else message)
+        self.reason = message
+        """The message without the command: the run's folder may be moved."""
         self.exit_code = 128 + number
 
 

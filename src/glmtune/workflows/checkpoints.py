@@ -1,6 +1,5 @@
 """Save a run's checkpoints, and continue a run from its last one."""
 
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +42,7 @@ from glmtune.workflows.copies import RUN, CopyFolder, renew_copies
 from glmtune.workflows.early import run_folder
 from glmtune.workflows.events import Note, Saved
 from glmtune.workflows.plan import start_processes
+from glmtune.workflows.resuming import resume_command
 
 if TYPE_CHECKING:
     from glmtune.workflows.assemble import Run
@@ -136,7 +136,7 @@ def _saying_what_is_kept(run: "Run", state: Mapping[str, Any]) -> Iterator[None]
         told = cannot_write(path, cause, num_bytes=trained + tensor_bytes(state))
         raise OutputError(
             f"{told}; {kept[-1].name} and what was before it are whole",
-            hint=f"{told.hint}, then go on: `glmtune train {shlex.quote(str(folder))} --resume`",
+            hint=f"{told.hint}, then go on: {resume_command(folder)}",
         ) from cause
 
 

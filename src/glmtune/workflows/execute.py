@@ -3,7 +3,6 @@
 `glmtune train` parses the recipe and reads the rows (workflows.early), then comes here.
 """
 
-import shlex
 import signal
 import time
 from collections.abc import Generator, Iterator, Sequence
@@ -26,7 +25,7 @@ from glmtune.run_files import (
     write_json,
     write_text,
 )
-from glmtune.run_process import alone_in
+from glmtune.run_process import alone_in, own_command
 from glmtune.templates import Taught
 from glmtune.training.allocations import trim_heap
 from glmtune.training.loop import StepLog, fit, mean_loss
@@ -45,6 +44,7 @@ from glmtune.workflows.remedies import find_leaner, refusing_out_of_memory
 from glmtune.workflows.replay import NAME, replay_text
 from glmtune.workflows.report_forgetting import advice, little_learned, prompts_of, report_of_run, told
 from glmtune.workflows.reporting import renew_report
+from glmtune.workflows.resuming import resume_words
 from glmtune.workflows.retention import general_divergence
 from glmtune.workflows.room import forecast_facts, require_fitting
 from glmtune.workflows.rows import SplitRows
@@ -189,8 +189,8 @@ def _steps(run: Run) -> Iterator[Event]:
             run.meter.end("saving")
         if is_interrupted:
             raise Interrupted(
-                f"interrupted; all {progress.step} of {num_steps} steps so far are saved; go on with: "
-                f"glmtune train {shlex.quote(str(run.writer.folder))} --resume",
+                f"interrupted; all {progress.step} of {num_steps} steps so far are saved",
+                go_on=resume_words(run.writer.folder, own_command()),
                 number=run.stop.number or signal.SIGINT,
             )
         if is_stopping and not is_last:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from glmtune.files import read_json
 from glmtune.locations import lasting_name, runs_hint
 from glmtune.recipe import Data, Recipe, load_recipe
 from glmtune.run_files import ENVIRONMENT_FILE, RECIPE_FILE, REPLAY_FILE, list_checkpoints
+from glmtune.run_process import own_command
 from glmtune.values import shown
 from glmtune.workflows.rows import full_path, hash_rows
 
@@ -28,9 +30,15 @@ LENGTH = {"train.steps", "train.epochs"}
 """Settings that change no step that is made already, where neither rate nor method depends on the length."""
 
 
+def resume_words(folder: Path, command: str) -> str:
+    """Return the command that resumes a run, with as many processes as the one that `command` began."""
+    number = re.search(r"--nproc[ =](\d+)", command)
+    return f"glmtune train {shlex.quote(str(folder))} --resume" + (f" --nproc {number[1]}" if number else "")
+
+
 def resume_command(folder: Path) -> str:
-    """Return the command that resumes a run, for hints."""
-    return f"`glmtune train {shlex.quote(str(folder))} --resume`"
+    """Return the command that resumes a run as this process was begun, for hints."""
+    return f"`{resume_words(folder, own_command())}`"
 
 
 def train_on_command(folder: Path, words: str = "") -> str:

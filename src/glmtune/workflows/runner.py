@@ -24,6 +24,7 @@ import psutil
 
 from glmtune.errors import CheckpointError, ConfigError, GlmtuneError, TrainingError
 from glmtune.files import given_path, is_there, unreadable
+from glmtune.locations import runs_hint
 from glmtune.run_files import (
     LOG_FILE,
     METRICS_FILE,
@@ -245,7 +246,7 @@ def state_of(folder: str | Path) -> RunState:
     record = read_record(run)
     if record is None and not is_there(run / RECIPE_FILE):
         raise ConfigError(
-            f"{run}: no run here", hint="name the folder of a run; `glmtune runs` lists those that there are"
+            f"{run}: no run here", hint=runs_hint(run) or "`glmtune runs` lists those that there are"
         )
     state: RunStateName = "finished" if (run / RESULT_FILE).exists() else "stopped"
     if record is not None:

@@ -1,6 +1,7 @@
 """What is no state of a run is refused by name."""
 
 import copy
+import errno
 import random
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def test_a_standing_or_random_numbers_of_another_kind_are_refused(
 def test_a_full_disk_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         write_pickle({"weights": torch.zeros(1_000_000)}, Path("/dev/full"))
+
+
+def test_a_disk_that_fills_up_is_said_and_not_the_end_that_is_missing_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        finally:
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2304 vs 2198")
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(OSError, match="No space left"):
+        write_pickle({}, tmp_path / STATE_FILE)
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"not a pickle at all\n" * 40, b"\x80\x02garbage", b""])
