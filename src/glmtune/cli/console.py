@@ -146,7 +146,12 @@ def loading_options(command: Callable[..., Any]) -> Callable[..., Any]:
     types, quants = click.Choice(["auto", "fp32", "bf16", "fp16"]), click.Choice(QUANTS)
     # in reverse: click shows the option that is added last first
     for option in (
-        click.option("--device", default="auto", show_default=True),
+        click.option(
+            "--device",
+            default="auto",
+            show_default=True,
+            help="cpu, cuda, cuda:1 and so on; balanced: one model over all cards.",
+        ),
         click.option("--quant", type=quants, help="Quantise while loading; else as stored or trained."),
         click.option(
             "--dtype",

@@ -76,6 +76,6 @@ class StopRequest:
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if is_main_process():
-                tell("interrupted: this step is finished and saved; once more ends at once, unsaved")
+                tell("interrupted: this step is finished and saved; once more, a second or more from now, ends at once, unsaved")
         elif time.monotonic() - self._since > TWICE_S:
             raise Interrupted("interrupted at once: what was not saved is lost", number=number)
