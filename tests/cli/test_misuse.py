@@ -33,6 +33,17 @@ def test_a_misused_verb_says_what_is_wrong_and_where_its_examples_are(
     assert hint.endswith(" --help` has examples")
 
 
+def test_a_setting_that_is_an_option_of_the_verb_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["glmtune", "chat", "glm-tiny", "device=balanced"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "hint: an option here: `glmtune chat ... --device balanced`"
+    )
+
+
 CHAT, EXPORT = "chat runs/chatglm3-6b-lora`; runs are: runs/mine", "export runs/chatglm3-6b-lora --to merged`"
 UNFINISHED = {
     "compare": ("argument 'RUN RUN...'", "compare runs/lora runs/ptuning`; runs are: runs/mine"),

@@ -122,6 +122,10 @@ def misuse_hint(err: click.ClickException) -> str:
         return _option_hint(err.option_name, context.command)
     if isinstance(err, click.MissingParameter):
         return _example_hint(context)
+    typed = re.search(r"\(([a-z_]+)=(\S+)\)", str(getattr(err, "message", "")))
+    option = f"--{typed[1].replace('_', '-')}" if typed else ""
+    if typed and any(option in parameter.opts for parameter in context.command.params):
+        return f"an option here: `glmtune {context.info_name} ... {option} {typed[2]}`"
     return ""
 
 

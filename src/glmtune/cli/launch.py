@@ -68,9 +68,10 @@ def run_in_processes(number: int) -> None:
         click.echo(said[rank - 1].read().decode("utf-8", "replace"), err=True, nl=False)
     if code < 0:
         names = {each.value: each.name for each in signal.Signals}  # a realtime signal has none
-        click.echo(f"error: process {rank} was ended by {names.get(-code, f'signal {-code}')}", err=True)
+        name = names.get(-code, f"signal {-code}")
         of_memory = "the system's log names a process that it ended for its memory"
-        click.echo(f"hint: {of_memory if -code == signal.SIGKILL else 'another program ended it'}", err=True)
+        click.echo(f"error: process {rank} was ended by {name}", err=True)
+        click.echo(f"hint: {of_memory if name == 'SIGKILL' else 'another program sent it'}", err=True)
     sys.exit(128 - code if code < 0 else 2 if code == PEER_ENDED else code)
 
 

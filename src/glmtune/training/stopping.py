@@ -76,6 +76,7 @@ class StopRequest:
         if not self.number:
             self.number, self._since = number, time.monotonic()
             if is_main_process():
-                tell("interrupted: this step is finished and saved; once more, a second or more from now, ends at once, unsaved")
+                once_more = "once more, a second from now, ends at once, unsaved"
+                tell(f"interrupted: this step is finished and saved; {once_more}")
         elif time.monotonic() - self._since > TWICE_S:
             raise Interrupted("interrupted at once: what was not saved is lost", number=number)
