@@ -125,7 +125,7 @@ def misuse_hint(err: click.ClickException) -> str:
     typed = re.search(r"\(([a-z_]+)=(\S+)\)", str(getattr(err, "message", "")))
     option = f"--{typed[1].replace('_', '-')}" if typed else ""
     if typed and any(option in parameter.opts for parameter in context.command.params):
-        return f"an option here: `glmtune {context.info_name} ... {option} {typed[2]}`"
+        return f"did you mean {option} {typed[2]}?"
     return ""
 
 
