@@ -162,6 +162,8 @@ def alone_in(folder: Path) -> Iterator[None]:
         require_idle(folder)
         yield
     finally:
+        with suppress(OSError):  # Windows keeps an open file
+            path.unlink()  # before the release: who waits for it sees that it is gone, and makes another
         lock.release()
 
 
