@@ -71,7 +71,7 @@ def outer_weights(root: nn.Module) -> Iterator[None]:
 @contextmanager
 @torch.no_grad()
 def whole_trained(root: nn.Module, *, keep: Keep | None, is_changed: bool = False) -> Iterator[None]:
-    """Inside, the trained weights are whole in the first process, which keeps them; in others `keep` is None.
+    """Inside, the trained weights are whole in the first process; in others `keep` is None.
 
     All processes must call it. With `is_changed` all go on with what the first process then has in them.
     """

@@ -220,7 +220,7 @@ class ZeroWeights(ZeroOptimizer):
     def whole_trained(
         self, root: nn.Module, *, keep: Keep | None, is_changed: bool = False
     ) -> Iterator[None]:
-        """Inside, the trained weights are whole in the first process, which keeps them; in others None.
+        """Inside, the trained weights are whole in the first process; in others `keep` is None.
 
         All processes must call it. With `is_changed` all go on with what the first process then has in them.
         """
