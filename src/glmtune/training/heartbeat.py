@@ -65,8 +65,11 @@ class Heartbeat:
         if self._rank == 0:
             self._store.set(key, "")
         # not the store's own wait: it would keep the signs of life from going out
-        while not self._store.check([key]):
-            time.sleep(MEETING_POLL_S)
+        try:
+            while not self._store.check([key]):
+                time.sleep(MEETING_POLL_S)
+        except RuntimeError as err:  # in words that are known of collectives
+            raise RuntimeError("the first process's store is closed by peer") from err
 
     def whereabouts(self) -> str:
         """Return where the processes are by their last sign of life: `process 0 is at step 3, ...`."""

@@ -117,6 +117,7 @@ class Processes:
         """Wait until the first process has come here, for as long as it lives: it may write for hours."""
         if self._heartbeat:
             self._heartbeat.wait_for_first()
+            PartialState().wait_for_everyone()  # else the first could end before the last one has seen it
 
     @property
     def sharing(self) -> "Processes | Alone":
