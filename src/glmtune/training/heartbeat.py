@@ -79,7 +79,7 @@ class Heartbeat:
     def _give(self) -> None:
         """Give and read signs of life. A call may hang as long as the first process is stopped."""
         watched, beat = self._watched(), 0
-        while not self._end.wait(self._beat_s):
+        while True:  # the first at once: a process that is stopped in its first seconds has been seen
             beat += 1
             self._set(f"{beat} {self.place}")
             if self._has_stopped:  # `stop` came between: its word has to be the last
@@ -91,6 +91,8 @@ class Heartbeat:
                         self._seen[rank] = self._store.get(_key(rank)).decode()
                 except RuntimeError:  # the first process is gone, and its store with it
                     continue
+            if self._end.wait(self._beat_s):
+                return
 
     def _watch(self) -> None:
         """Count own beats in which another process gave no sign of life; look for what has started this one.
