@@ -150,11 +150,19 @@ def test_a_process_that_is_gone_or_stopped_ends_all_in_words(
     assert not Path(f"/proc/{second}").exists()
 
 
+def environment_with(folder: Path, code: str) -> dict[str, str]:
+    """The environment of a program that runs code before all else."""
+    (folder / "sitecustomize.py").write_text(code, encoding="utf-8")
+    paths = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**environment(), "PYTHONPATH": paths}
+
+
 @pytest.mark.slow
 def test_an_error_of_another_process_than_the_first_is_told_and_gives_the_exit_code(
     model: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
+    patched = environment_with(
+        tmp_path,
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
         "    from importlib import import_module\n"
@@ -162,12 +170,10 @@ def test_an_error_of_another_process_than_the_first_is_told_and_gives_the_exit_c
         "    def fail(*_, **__):\n"
         "        raise OutputError('disk of the second machine: full', hint='free some space')\n"
         "    import_module('glmtune.workflows.assemble').collate = fail\n",
-        encoding="utf-8",
     )
-    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "glmtune", *training_words(model, tmp_path / "run"), "--nproc", "2"],
-        env={**environment(), "PYTHONPATH": paths}, capture_output=True, text=True, encoding="utf-8",
+        env=patched, capture_output=True, text=True, encoding="utf-8",
         timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 2
@@ -197,7 +203,8 @@ def test_a_process_that_is_asked_to_end_has_all_save(model: Path, tmp_path: Path
 def test_torchrun_gives_a_save_the_time_that_the_files_for_clusters_set(
     model: Path, tmp_path: Path, seconds: str, is_saved: bool
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
+    patched = environment_with(
+        tmp_path,
         "import os, time\n"
         "if os.environ.get('RANK') == '0':\n"
         "    from glmtune.workflows import execute\n"
@@ -206,13 +213,11 @@ def test_torchrun_gives_a_save_the_time_that_the_files_for_clusters_set(
         "        time.sleep(10)\n"
         "        return save(run, is_best=is_best)\n"
         "    execute.save_checkpoint = save_slowly\n",
-        encoding="utf-8",
     )
-    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     launcher = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "-m", "glmtune", *training_words(model, tmp_path / "run", *LONG)],
-        env={**environment(), "PYTHONPATH": paths, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": seconds},
+        env={**patched, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": seconds},
         cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8",
     )  # fmt: skip
     wait_for_steps(launcher, tmp_path / "run")
